@@ -1,0 +1,1 @@
+"""Checkpoint to bundle. Needs torch, onnx and safetensors: ``pip install 'shoal[export]'``."""

@@ -1,0 +1,1 @@
+"""PyTorch reference modules of the DeepSeek architectures; what the exporter traces."""

@@ -1,0 +1,65 @@
+"""The bundle contract: file names, graph inputs and outputs, and the manifest.
+
+Standard library only: the exporter writes what is described here and the runtime reads it.
+
+Shape legend, used as suffixes and in docstrings everywhere in the project:
+
+    B batch (1)            T new tokens            S cached tokens, the new ones included
+    D hidden_size          H num_attention_heads   C kv_lora_rank
+    R qk_rope_head_dim     N qk_nope_head_dim      V v_head_dim
+    E n_routed_experts     K num_experts_per_tok   G n_group
+    F expert width         W vocab_size            L q_lora_rank
+
+Graph inputs and outputs (float32 unless said otherwise):
+
+    decoder.onnx  input_ids int64 [B,T], position_ids int64 [B,T], cache.{l} [B,S,C+R]
+                  -> hidden [B,T,D] (after the final norm), cache_out.{l} [B,S,C+R] and, for each
+                     MoE layer, expert_ids.{l} int64 [B,T,K], expert_weights.{l} [B,T,K]
+    head.onnx     hidden [B,T,D] -> logits [B,T,W]
+    mtp.onnx      input_ids int64 [B,T], position_ids int64 [B,T], hidden [B,T,D], cache.0 [B,S,C+R]
+                  -> hidden_out [B,T,D], cache_out.0 [B,S,C+R], expert_ids.0, expert_weights.0
+
+A cache input is the prefix of a buffer with room to grow: rows 0..S-T-1 hold earlier tokens, the
+graph writes rows S-T..S-1. Bind one buffer as ``cache.{l}`` and ``cache_out.{l}``: it is updated in
+place. Each row is the normalised latent (C values) followed by the rotated rope key (R values).
+"""
+
+from __future__ import annotations
+
+FORMAT_VERSION = 1
+OP_SET_VERSION = 1
+OP_DOMAIN = "shoal"
+ONNX_OPSET = 24
+
+MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "weights.bin"
+GRAPH_FILES = {"decoder": "decoder.onnx", "head": "head.onnx", "mtp": "mtp.onnx"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+WEIGHT_ALIGNMENT_BYTES = 4096
+"""Every tensor in weights.bin starts at a multiple of this: a page on every supported machine."""
+
+
+def cache_input(layer: int) -> str:
+    """Name of the graph input that holds the latent cache of ``layer``."""
+    return f"cache.{layer}"
+
+
+def cache_output(layer: int) -> str:
+    """Name of the graph output that aliases ``cache_input(layer)``."""
+    return f"cache_out.{layer}"
+
+
+def expert_ids_output(layer: int) -> str:
+    """Name of the graph output with the routed expert ids of ``layer``."""
+    return f"expert_ids.{layer}"
+
+
+def expert_weights_output(layer: int) -> str:
+    """Name of the graph output with the routed expert weights of ``layer``."""
+    return f"expert_weights.{layer}"

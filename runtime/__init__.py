@@ -1,0 +1,1 @@
+"""Bundle to tokens. numpy and onnxruntime only."""
