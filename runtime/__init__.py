@@ -1,1 +1,27 @@
-"""Bundle to tokens. numpy and onnxruntime only."""
+"""Bundle to tokens on any CPU: ``open_bundle`` and what it returns.
+
+Names are imported when they are first used, so that reading a manifest needs no onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.runtime.context import Context
+    from shoal.runtime.model import Model, open_bundle
+
+__all__ = ["Context", "Model", "open_bundle"]
+
+_HOMES = {
+    "Context": "shoal.runtime.context",
+    "Model": "shoal.runtime.model",
+    "open_bundle": "shoal.runtime.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

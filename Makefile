@@ -1,0 +1,64 @@
+# `make demo` and `make test` need nothing but Python 3.11 and make: they set up everything else in
+# .venv, once. A second run starts at once; a changed pyproject.toml is installed again.
+#
+# torch: an installed build (2.13.0+cpu too) is kept. To download the CPU build instead of the
+# default one:  make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+PROMPT ?= It is a truth universally acknowledged, that
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+ifdef PIP_EXTRA_INDEX_URL
+export PIP_EXTRA_INDEX_URL
+endif
+
+.PHONY: help demo test lint docs clean distclean
+
+help:
+	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
+	@echo "make test       ruff, mypy and pytest"
+	@echo "make lint       ruff and mypy only"
+	@echo "make docs       write docs/cli.md from the command's own help"
+	@echo "make clean      remove build/ and caches; make distclean removes $(VENV) too"
+	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (pytest processes)"
+
+demo: $(STAMP)
+	$(BIN)/shoal export checkpoints/tiny-v3 build/tiny --weights int8 --force
+	@echo
+	$(BIN)/shoal run build/tiny --prompt "$(PROMPT)" --max-new-tokens 64
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p shoal.graphs -p shoal.runtime -p shoal.export
+
+docs: $(STAMP)
+	@mkdir -p docs
+	$(BIN)/python -m shoal.runtime.options > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+# setuptools: test_packaging.py builds a wheel without a build environment of its own.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: shoal needs \
+	Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); choose another with \
+	make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find export graphs runtime tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

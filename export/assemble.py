@@ -1,0 +1,210 @@
+"""Build the graphs of a bundle: trace each kind of module once, stack, quantize, place.
+
+decoder.onnx = entry + layers + norm      head.onnx = head      mtp.onnx = mtp entry + layer + norm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+
+from shoal.export.config import ModelConfig
+from shoal.export.model.layers import Embedding, Linear, RMSNorm
+from shoal.export.model.mtp import MtpModule
+from shoal.export.model.rope import RotaryEmbedding
+from shoal.export.model.transformer import DecoderLayer
+from shoal.export.stack import GraphAssembly
+from shoal.export.trace import Template, trace
+from shoal.graphs import contract
+from shoal.graphs.contract import OP_DOMAIN
+from shoal.graphs.functions import function_protos
+from shoal.graphs.passes.quantize_weights import quantize_weights
+from shoal.graphs.passes.weights import WeightPlan, place_weights
+
+_FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graphs:
+    """The graphs of a bundle and the place of every weight they share.
+
+    Attributes:
+        models: ONNX models by role (decoder, head, mtp).
+        plan: where each tensor goes in weights.bin, in writing order.
+        block_sizes: of the int8 weights, by parameter name.
+    """
+
+    models: dict[str, onnx.ModelProto]
+    plan: WeightPlan
+    block_sizes: dict[str, int]
+
+
+def build_graphs(config: ModelConfig, *, num_mtp_layers: int, block_size: int | None) -> Graphs:
+    """Build every graph of the bundle for ``config``.
+
+    Args:
+        config: of the checkpoint.
+        num_mtp_layers: 1 to build mtp.onnx, else 0.
+        block_size: weights per int8 scale, or None to keep all weights float32.
+    """
+    templates = _Templates(config)
+    assemblies = {"decoder": _decoder(config, templates), "head": _head(config, templates)}
+    if num_mtp_layers:
+        assemblies["mtp"] = _mtp(config, templates)
+    plan = WeightPlan()
+    block_sizes: dict[str, int] = {}
+    models = {}
+    for role, assembly in assemblies.items():
+        model = assembly.model([], doc=f"shoal {role} graph of a {config.model_type} model")
+        if block_size is not None:
+            block_sizes |= quantize_weights(model, block_size)
+        place_weights(model, plan)
+        _add_functions(model)
+        models[role] = ir.to_proto(model)
+    return Graphs(models=models, plan=plan, block_sizes=block_sizes)
+
+
+def _add_functions(model: ir.Model) -> None:
+    """Give the model the bodies of the shoal ops it uses, so that any onnxruntime can run it."""
+    nodes = [
+        (node.op_type, {key: attribute.value for key, attribute in node.attributes.items()})
+        for node in model.graph
+        if node.domain == OP_DOMAIN
+    ]
+    for proto in function_protos(nodes):
+        body = ir.from_proto(proto)
+        model.functions[body.identifier()] = body
+
+
+class _Templates:
+    """The traced modules of one model; each is traced when first asked for."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.layer = cache(self._layer)
+
+    def rope(self) -> Template:
+        return trace(
+            lambda: RotaryEmbedding(self._config),
+            {"position_ids": (1, "T")},
+            ("cos", "sin"),
+            integer_inputs=("position_ids",),
+            fake=False,
+        )
+
+    def embedding(self) -> Template:
+        c = self._config
+        return trace(
+            lambda: Embedding(c.vocab_size, c.hidden_size),
+            {"input_ids": (1, "T")},
+            ("hidden",),
+            integer_inputs=("input_ids",),
+        )
+
+    def norm(self) -> Template:
+        c = self._config
+        return trace(
+            lambda: RMSNorm(c.hidden_size, c.rms_norm_eps),
+            {"x": (1, "T", c.hidden_size)},
+            ("y",),
+        )
+
+    def head(self) -> Template:
+        c = self._config
+        return trace(
+            lambda: Linear(c.hidden_size, c.vocab_size),
+            {"x": (1, "T", c.hidden_size)},
+            ("logits",),
+        )
+
+    def mtp(self) -> Template:
+        c = self._config
+        hidden = (1, "T", c.hidden_size)
+        inputs = {"embedded": hidden, "hidden": hidden, **self._context_inputs()}
+        return trace(lambda: MtpModule(c), inputs, _layer_outputs(c.is_moe))
+
+    def _layer(self, is_moe: bool) -> Template:
+        c = self._config
+        inputs = {"hidden": (1, "T", c.hidden_size), **self._context_inputs()}
+        return trace(lambda: DecoderLayer(c, is_moe=is_moe), inputs, _layer_outputs(is_moe))
+
+    def _context_inputs(self) -> dict[str, tuple[int | str, ...]]:
+        half = self._config.qk_rope_head_dim // 2
+        return {
+            "cos": (1, "T", half),
+            "sin": (1, "T", half),
+            "cache": (1, "S", self._config.cache_row_size),
+        }
+
+
+def _layer_outputs(is_moe: bool) -> tuple[str, ...]:
+    return ("hidden_out", "cache_out", *(("expert_ids", "expert_weights") if is_moe else ()))
+
+
+def _decoder(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+    graph = GraphAssembly("decoder")
+    input_ids = graph.input("input_ids", _INT64, [1, "T"])
+    position_ids = graph.input("position_ids", _INT64, [1, "T"])
+    caches = [_cache_input(graph, config, i) for i in range(config.num_hidden_layers)]
+    (hidden,) = graph.stamp(templates.embedding(), [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates.rope(), [position_ids], "rope/", "")
+    routing = {}
+    for i, cache_value in enumerate(caches):
+        template = templates.layer(config.is_moe_layer(i))
+        hidden, caches[i], *chosen = graph.stamp(
+            template, [hidden, cos, sin, cache_value], f"layers.{i}/", f"layers.{i}."
+        )
+        if chosen:
+            routing[i] = chosen
+    (hidden,) = graph.stamp(templates.norm(), [hidden], "norm/", "norm.")
+    graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
+    for i, cache_value in enumerate(caches):
+        _context_outputs(graph, config, i, cache_value, routing.get(i, []))
+    return graph
+
+
+def _head(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+    graph = GraphAssembly("head")
+    hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
+    weight = "embed_tokens." if config.tie_word_embeddings else "lm_head."
+    (logits,) = graph.stamp(templates.head(), [hidden], "head/", weight)
+    graph.output("logits", logits, _FLOAT, [1, "T", config.vocab_size])
+    return graph
+
+
+def _mtp(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+    graph = GraphAssembly("mtp")
+    input_ids = graph.input("input_ids", _INT64, [1, "T"])
+    position_ids = graph.input("position_ids", _INT64, [1, "T"])
+    hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
+    cache_value = _cache_input(graph, config, 0)
+    (embedded,) = graph.stamp(templates.embedding(), [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates.rope(), [position_ids], "rope/", "")
+    x, cache_value, *chosen = graph.stamp(
+        templates.mtp(), [embedded, hidden, cos, sin, cache_value], "mtp.0/", "mtp.0."
+    )
+    graph.output("hidden_out", x, _FLOAT, [1, "T", config.hidden_size])
+    _context_outputs(graph, config, 0, cache_value, chosen)
+    return graph
+
+
+def _cache_input(graph: GraphAssembly, config: ModelConfig, layer: int) -> ir.Value:
+    return graph.input(contract.cache_input(layer), _FLOAT, [1, "S", config.cache_row_size])
+
+
+def _context_outputs(
+    graph: GraphAssembly,
+    config: ModelConfig,
+    layer: int,
+    cache_value: ir.Value,
+    routing: Sequence[ir.Value],
+) -> None:
+    graph.output(contract.cache_output(layer), cache_value, _FLOAT, [1, "S", config.cache_row_size])
+    if routing:
+        shape = [1, "T", config.num_experts_per_tok]
+        graph.output(contract.expert_ids_output(layer), routing[0], _INT64, shape)
+        graph.output(contract.expert_weights_output(layer), routing[1], _FLOAT, shape)

@@ -1,0 +1,135 @@
+"""``shoal export`` and the checkpoint half of ``shoal verify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shoal.export.pipeline import (
+    ExportReport,
+    VerifyReport,
+    export_bundle,
+    verify_against_checkpoint,
+)
+from shoal.export.progress import ExportProgress
+from shoal.graphs.errors import ExportError
+from shoal.graphs.fidelity import fidelity_rows
+
+_NAMES_SHOWN = 5
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """Carry out ``shoal export``."""
+    with ExportProgress("export") as progress:
+        report = export_bundle(
+            args.checkpoint,
+            args.bundle,
+            weights=args.weights,
+            block_size=args.block_size,
+            force=args.force,
+            fidelity=not args.no_fidelity,
+            fidelity_text=args.fidelity_text,
+            fidelity_tokens=args.fidelity_tokens,
+            progress=progress,
+        )
+    if args.json:
+        sys.stdout.write(json.dumps(export_record(report), indent=1, ensure_ascii=False) + "\n")
+    else:
+        _write_export(report)
+    return 0
+
+
+def export_record(report: ExportReport) -> dict[str, Any]:
+    """What an export did as JSON-ready values."""
+    manifest = report.manifest
+    return {
+        "bundle": str(report.bundle),
+        "weights": manifest.weights,
+        "parameters": manifest.model.parameters,
+        "active_parameters": manifest.model.active_parameters,
+        "bundle_bytes": sum(info.size for info in manifest.files.values()),
+        "token_read_bytes": manifest.token_read_bytes,
+        "seconds": report.seconds,
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "fidelity": manifest.fidelity,
+        "notes": list(manifest.notes),
+    }
+
+
+def verify_checkpoint_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare a bundle with the checkpoint it was made from: every graph, weight, the fidelity.
+
+    Args:
+        args: ``bundle``, ``checkpoint`` and ``json`` of ``shoal verify``.
+
+    Returns:
+        The result as JSON-ready values; without ``args.json`` it is printed too.
+
+    Raises:
+        ExportError: something differs.
+    """
+    with ExportProgress("verify") as progress:
+        report = verify_against_checkpoint(args.bundle, args.checkpoint, progress=progress)
+    if report.differing:
+        raise ExportError(
+            f"{args.bundle}: {len(report.differing)} parts differ from what {args.checkpoint} "
+            f"gives: {_shortened(report.differing)}; export it again or name the right checkpoint"
+        )
+    fidelity = report.fidelity.to_json() if report.fidelity else None
+    if not args.json:
+        _write_verification(args, report, fidelity)
+    return {"path": str(args.checkpoint), "tensors": report.tensors, "fidelity": fidelity}
+
+
+def _write_export(report: ExportReport) -> None:
+    manifest = report.manifest
+    size_bytes = sum(info.size for info in manifest.files.values())
+    _write_pairs(
+        str(report.bundle),
+        [
+            ("weights", f"{manifest.weights}, {len(manifest.tensors)} tensors"),
+            ("size", f"{size_bytes / 1e6:.1f} MB"),
+            ("read per token", f"{manifest.token_read_bytes / 1e6:.1f} MB"),
+            (
+                "took",
+                f"{report.seconds:.1f} s, at most {report.peak_memory_bytes / 1e6:.0f} MB memory",
+            ),
+        ],
+    )
+    if manifest.fidelity:
+        _write_pairs("\nFidelity to the float32 model", fidelity_rows(manifest.fidelity))
+    sys.stdout.writelines(f"note: {note}\n" for note in manifest.notes)
+
+
+def _write_verification(
+    args: argparse.Namespace, report: VerifyReport, fidelity: dict[str, Any] | None
+) -> None:
+    sys.stdout.write(
+        f"{args.bundle}: {report.tensors} tensors and all graphs are what {args.checkpoint} gives\n"
+    )
+    if fidelity:
+        _write_pairs("\nFidelity to the float32 model, measured again", fidelity_rows(fidelity))
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _write_pairs(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    width = None if sys.stdout.isatty() else 120  # a file or pipe has no width to fit into
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(title, style="bold")
+        console.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())

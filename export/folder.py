@@ -1,0 +1,128 @@
+"""Write a folder so that it appears complete or not at all.
+
+The work happens in a hidden sibling of the target. Only when everything is in place does it take
+the target's name, in one atomic step; a process that dies at any moment leaves the target as it
+was, and the next export removes what it left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shoal.graphs.contract import MANIFEST_FILE
+from shoal.graphs.errors import ExportError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder that becomes ``target`` when the block ends without an error.
+
+    Args:
+        target: where the folder shall appear; its parent is created if need be.
+        force: replace a bundle that is there already.
+
+    Raises:
+        ExportError: the target exists (and is no bundle, or ``force`` is false), another export
+            writes to it, or the file system refuses.
+    """
+    target = Path(os.path.abspath(target))
+    _check_target(target, force)
+    work = target.with_name(f".{target.name}.exporting")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            # What a dead export left behind, or, after success, the bundle that was replaced.
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                work.mkdir()
+                yield work
+                _check_target(target, force)
+                _sync_files(work)
+                _put_in_place(work, target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(
+            f"{target}: cannot be written: {error.strerror}; nothing was changed there"
+        ) from error
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ExportError(f"{target}: is not a folder; choose another name for the bundle")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / MANIFEST_FILE).is_file():
+        raise ExportError(f"{target}: is a folder with other files in it; choose another name")
+    if not force:
+        raise ExportError(f"{target}: a bundle is there already; --force replaces it")
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Keep other exports away from ``target``; the lock dies with the process."""
+    path = target.with_name(f".{target.name}.exporting.lock")
+    while True:
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise ExportError(f"{target}: another export is writing it; wait for it") from error
+        if os.fstat(lock).st_nlink:  # else its last owner has just removed it: try again
+            break
+        os.close(lock)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _sync_files(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    if not target.exists():
+        work.rename(target)
+        return
+    if not any(target.iterdir()):
+        target.rmdir()
+        work.rename(target)
+        return
+    _exchange(work, target)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two folders atomically where the system can, else by two renames."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        result, code = -1, errno.ENOSYS
+    else:
+        result = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+        code = ctypes.get_errno()
+    if result == 0:
+        return
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code))
+    aside = b.with_name(f".{b.name}.replaced")
+    b.rename(aside)
+    a.rename(b)
+    aside.rename(a)

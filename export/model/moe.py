@@ -1,0 +1,97 @@
+"""Mixture of experts: a router, many small experts of which a token uses a few, and shared ones.
+
+Shapes: D hidden, E experts, K chosen experts, F expert width; ".." any leading dimensions.
+
+Source: DeepSeekMoE (arXiv 2401.06066), section 3; DeepSeek-V3 (arXiv 2412.19437), section 2.1.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shoal.export.config import ModelConfig
+from shoal.export.model import ops
+from shoal.export.model.layers import SwiGLU
+from shoal.export.model.routing import RoutingRule
+
+
+class Router(nn.Module):
+    """Scores every expert for a token and chooses the best. Stays float32 in every bundle.
+
+    Attributes:
+        weight: [E,D].
+        e_score_correction_bias: [E], shifts the choice to balance the experts' load, never the
+            weights; None for models that do without.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.rule = RoutingRule.of(config)
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.e_score_correction_bias = (
+            nn.Parameter(torch.empty(config.n_routed_experts))
+            if config.topk_method == "noaux_tc"
+            else None
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Expert ids int64 [.., K] and weights [.., K] for ``x`` [.., D]."""
+        logits = functional.linear(x, self.weight)
+        return ops.route(logits, self.e_score_correction_bias, self.rule)
+
+
+class SparseExperts(nn.Module):
+    """All routed experts of a layer.
+
+    Attributes:
+        gate_up: [E,2F,D], rows gate0, up0, gate1, up1, ..
+        down: [E,D,F].
+        activation_block_size: As in ``layers.Linear``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        experts, width = config.n_routed_experts, config.moe_intermediate_size
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, config.hidden_size))
+        self.down = nn.Parameter(torch.empty(experts, config.hidden_size, width))
+        self.activation_block_size: int | None = None
+
+    def forward(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
+        """Weighted sum over the chosen experts, [.., D]."""
+        return ops.sparse_experts(
+            x, expert_ids, expert_weights, self.gate_up, self.down, self.activation_block_size
+        )
+
+
+class MoE(nn.Module):
+    """The feed-forward part of a layer with experts: routed ones and those every token uses."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = SparseExperts(config)
+        width = config.n_shared_experts * config.moe_intermediate_size
+        # Shared experts are summed with weight 1 and so are one network of their joint width.
+        self.shared_experts = SwiGLU(config.hidden_size, width) if width else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [.., D], expert ids [.., K] and expert weights [.., K] for ``x`` [.., D]."""
+        expert_ids, expert_weights = self.route(x)
+        y = self.experts(x, expert_ids, expert_weights)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
+        return y, expert_ids, expert_weights
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Expert ids int64 [.., K] and weights [.., K] for ``x`` [.., D]."""
+        ids, weights = self.gate(x)
+        return ids, weights
+
+    def shared(self, x: Tensor) -> Tensor:
+        """What the shared experts alone give for ``x`` [.., D]; zeros when there are none."""
+        if self.shared_experts is None:
+            return torch.zeros_like(x)
+        y: Tensor = self.shared_experts(x)
+        return y

@@ -1,0 +1,282 @@
+"""Export: from a checkpoint folder to a bundle folder, and the check of one against the other.
+
+read config -> match tensor names -> build graphs -> write graphs -> stream weights (and measure
+fidelity) -> check -> write the manifest -> rename into place
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from shoal.export.assemble import Graphs, build_graphs
+from shoal.export.checkpoint import Checkpoint
+from shoal.export.config import ModelConfig, load_config
+from shoal.export.fidelity import Fidelity, fidelity_windows
+from shoal.export.folder import replaced_folder
+from shoal.export.manifest import build_manifest
+from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.transfer import FidelityText, Transfer
+from shoal.export.weights import CompareSink, FileSink, Progress
+from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from shoal.graphs.errors import ExportError
+from shoal.graphs.manifest import FileInfo, Manifest
+from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
+
+DEFAULT_BLOCK_SIZE = 32
+DEFAULT_FIDELITY_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        bundle: where the bundle is now.
+        manifest: its manifest, fidelity included.
+        seconds: wall-clock time.
+        peak_memory_bytes: largest resident memory of the process so far.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """How a bundle compares with the checkpoint it was made from.
+
+    Attributes:
+        tensors: how many tensors of weights.bin were compared.
+        differing: names of the tensors and graphs that differ; empty when all is well.
+        fidelity: measured again, or None without a tokenizer.
+    """
+
+    tensors: int
+    differing: tuple[str, ...]
+    fidelity: Fidelity | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A checkpoint that was found complete, with what a bundle of it will look like."""
+
+    config: ModelConfig
+    raw_config: dict[str, Any]
+    checkpoint: Checkpoint
+    parameters: ParameterSources
+    graphs: Graphs
+
+
+def export_bundle(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    weights: str = "int8",
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    force: bool = False,
+    fidelity: bool = True,
+    fidelity_text: Path | None = None,
+    fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
+    progress: Progress = lambda done, total, what: None,
+) -> ExportReport:
+    """Export a Hugging Face checkpoint folder to a bundle.
+
+    Args:
+        checkpoint: folder with config.json, *.safetensors and tokenizer files.
+        bundle: folder to make; appears complete or not at all.
+        weights: "int8" or "fp32".
+        block_size: weights per int8 scale, a power of two from 16 to 256.
+        force: replace a bundle that is there already.
+        fidelity: measure KL divergence and agreement of the int8 weights on the way.
+        fidelity_text: UTF-8 text to measure on; None takes the one shipped with shoal.
+        fidelity_tokens: how many tokens of it to use at most.
+        progress: called with (bytes written, bytes in all, tensor name).
+
+    Raises:
+        ConfigError: the architecture or a config key is not supported.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        ExportError: the bundle cannot be written.
+    """
+    start = time.monotonic()
+    with replaced_folder(bundle, force=force) as work:
+        model = _open_model(checkpoint, block_size if weights == "int8" else None)
+        _check_space(work, model.graphs.plan.total_bytes)
+        text, notes = _text(
+            checkpoint, fidelity and weights == "int8", fidelity_text, fidelity_tokens
+        )
+        files = _write_small_files(checkpoint, model.graphs, work)
+        sink = FileSink(
+            work / WEIGHTS_FILE, model.graphs.plan.tensors, model.graphs.plan.total_bytes, progress
+        )
+        try:
+            measured = _transfer(model, sink, text).run()
+            files[WEIGHTS_FILE] = sink.finish()
+        finally:
+            sink.close()
+        _check_graphs(work, model.graphs)
+        manifest = build_manifest(
+            config=model.config,
+            raw_config=model.raw_config,
+            generation_config=_json_or_empty(checkpoint / "generation_config.json"),
+            num_mtp_layers=model.parameters.num_mtp_layers,
+            weights=weights,
+            plan=model.graphs.plan,
+            graphs={role: GRAPH_FILES[role] for role in model.graphs.models},
+            files=files,
+            fidelity=measured,
+            notes=(*model.parameters.notes, *notes),
+        )
+        (work / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return ExportReport(
+        bundle=bundle,
+        manifest=manifest,
+        seconds=time.monotonic() - start,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def verify_against_checkpoint(
+    bundle: Path,
+    checkpoint: Path,
+    *,
+    fidelity_text: Path | None = None,
+    fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
+    progress: Progress = lambda done, total, what: None,
+) -> VerifyReport:
+    """Derive every graph and weight from the checkpoint again and compare with the bundle.
+
+    Args:
+        bundle: the bundle folder; its own bytes are checked by ``shoal verify`` beforehand.
+        checkpoint: the checkpoint it is said to come from.
+        fidelity_text: as in ``export_bundle``.
+        fidelity_tokens: as in ``export_bundle``.
+        progress: called with (bytes compared, bytes in all, tensor name).
+
+    Raises:
+        BundleError: the manifest is damaged.
+        ConfigError: the checkpoint is not supported.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        ExportError: the bundle was made from a checkpoint with another config.
+    """
+    where = bundle / MANIFEST_FILE
+    manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
+    model = _open_model(checkpoint, _block_size_of(manifest))
+    if model.raw_config != manifest.config:
+        raise ExportError(f"{bundle}: was made from a checkpoint with another config.json")
+    differing = [
+        GRAPH_FILES[role]
+        for role, graph in model.graphs.models.items()
+        if (bundle / GRAPH_FILES[role]).read_bytes() != _serialized(graph)
+    ]
+    text, _ = _text(checkpoint, manifest.weights == "int8", fidelity_text, fidelity_tokens)
+    sink = CompareSink(
+        bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
+    )
+    try:
+        measured = _transfer(model, sink, text).run()
+    finally:
+        sink.close()
+    return VerifyReport(
+        tensors=len(manifest.tensors),
+        differing=(*differing, *sink.differing),
+        fidelity=measured,
+    )
+
+
+def _open_model(folder: Path, block_size: int | None) -> _Model:
+    raw_config, config = load_config(folder)
+    checkpoint = Checkpoint.open(folder)
+    parameters = parameter_sources(config, checkpoint)
+    graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, block_size=block_size)
+    return _Model(
+        config=config,
+        raw_config=raw_config,
+        checkpoint=checkpoint,
+        parameters=parameters,
+        graphs=graphs,
+    )
+
+
+def _transfer(model: _Model, sink: FileSink | CompareSink, text: FidelityText | None) -> Transfer:
+    return Transfer(
+        model.config,
+        model.checkpoint,
+        model.parameters.sources,
+        model.graphs.plan,
+        model.graphs.block_sizes,
+        sink,
+        text,
+    )
+
+
+def _text(
+    checkpoint: Path, wanted: bool, text: Path | None, num_tokens: int
+) -> tuple[FidelityText | None, tuple[str, ...]]:
+    """The fidelity text, or a note why there is none."""
+    if not wanted:
+        return None, ()
+    tokenizer = checkpoint / "tokenizer.json"
+    if not tokenizer.is_file():
+        return None, ("fidelity was not measured: the checkpoint has no tokenizer.json",)
+    name, ids_BT = fidelity_windows(tokenizer, text, num_tokens)
+    return FidelityText(name=name, ids_BT=ids_BT), ()
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ExportError(
+            f"{folder.parent}: the bundle needs {needed_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB "
+            "are free; free some space or choose another place"
+        )
+
+
+def _serialized(graph: onnx.ModelProto) -> bytes:
+    return graph.SerializeToString(deterministic=True)
+
+
+def _write_small_files(checkpoint: Path, graphs: Graphs, work: Path) -> dict[str, FileInfo]:
+    contents = {GRAPH_FILES[role]: _serialized(graph) for role, graph in graphs.models.items()}
+    for name in TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            contents[name] = (checkpoint / name).read_bytes()
+    for name, content in contents.items():
+        (work / name).write_bytes(content)
+    return {
+        name: FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for name, content in contents.items()
+    }
+
+
+def _check_graphs(work: Path, graphs: Graphs) -> None:
+    for role in graphs.models:
+        onnx.checker.check_model(str(work / GRAPH_FILES[role]))
+
+
+def _block_size_of(manifest: Manifest) -> int | None:
+    """The block size a bundle was exported with, read off the shapes of its scales."""
+    sizes = [
+        manifest.tensors[name.removesuffix(SCALES_SUFFIX)].size // (info.size // 4)
+        for name, info in manifest.tensors.items()
+        if name.endswith(SCALES_SUFFIX)
+    ]
+    return max(sizes, default=None)
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,117 @@
+"""How a parameter of the reference modules is put together from tensors of a checkpoint.
+
+Every source gives any range of its parameter's first axis (vocabulary rows, heads or experts), so
+that nothing larger than one expert need be in memory at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Reader(Protocol):
+    """What sources read from; ``Checkpoint`` is one."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of the first axis of a checkpoint tensor, as float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one parameter comes from: a checkpoint tensor of the same shape, unless a subclass.
+
+    Attributes:
+        name: Of the parameter.
+        shape: Of the parameter.
+        tensors: Names of the checkpoint tensors it is made of, with the shapes they must have.
+    """
+
+    name: str
+    shape: Shape
+    tensors: dict[str, Shape]
+
+    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` (exclusive) of the parameter, float32."""
+        (tensor,) = self.tensors
+        return reader.read_rows(tensor, start, stop)
+
+    def load(self, reader: Reader) -> Tensor:
+        """The whole parameter, float32."""
+        return self.load_rows(reader, 0, self.shape[0])
+
+    def load_expert(self, reader: Reader, expert: int) -> Tensor:
+        """One entry of the first axis, such as one expert's matrix."""
+        return self.load_rows(reader, expert, expert + 1)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPart(Source):
+    """Some rows of every head of a projection [H*rows, C], as [H, part, C].
+
+    Attributes:
+        head_rows: Rows that a head has.
+        first_row: Where the part begins within a head.
+    """
+
+    head_rows: int
+    first_row: int
+
+    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Heads ``start`` to ``stop``."""
+        (tensor,) = self.tensors
+        rows = reader.read_rows(tensor, start * self.head_rows, stop * self.head_rows)
+        heads = rows.reshape(stop - start, self.head_rows, self.shape[-1])
+        return heads[:, self.first_row : self.first_row + self.shape[1]].contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedGateUp(Source):
+    """Gate and up rows interleaved, from a stack [E,2F,D] that has all gate rows first."""
+
+    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Experts ``start`` to ``stop``."""
+        (tensor,) = self.tensors
+        gate, up = reader.read_rows(tensor, start, stop).chunk(2, dim=1)
+        return _interleave(gate, up)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitGateUp(Source):
+    """Gate and up rows interleaved, from a gate and an up matrix [F,D] for each expert."""
+
+    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Experts ``start`` to ``stop``; ``tensors`` has gate, up, gate, up, .."""
+        names, width = list(self.tensors), self.shape[1] // 2
+        experts = []
+        for expert in range(start, stop):
+            gate, up = names[2 * expert : 2 * expert + 2]
+            experts.append(
+                _interleave(reader.read_rows(gate, 0, width), reader.read_rows(up, 0, width))
+            )
+        return _stack(experts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitDown(Source):
+    """Down matrices, from one [D,F] for each expert."""
+
+    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Experts ``start`` to ``stop``."""
+        names = list(self.tensors)[start:stop]
+        return _stack([reader.read_rows(name, 0, self.shape[1]) for name in names])
+
+
+def _interleave(gate: Tensor, up: Tensor) -> Tensor:
+    """[..,F,D] twice to [..,2F,D]: gate0, up0, gate1, up1, .."""
+    return torch.stack([gate, up], dim=-2).flatten(-3, -2)
+
+
+def _stack(experts: list[Tensor]) -> Tensor:
+    # One expert, the usual case, needs no copy.
+    return experts[0][None] if len(experts) == 1 else torch.stack(experts)

@@ -1,0 +1,109 @@
+"""Where quantized weights go: into a new weights.bin, or against an existing one.
+
+Both sinks take the tensors in the order of the plan, a chunk at a time, so that no tensor need be
+in memory whole and the output is written once, from start to end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.graphs.errors import ExportError
+from shoal.graphs.manifest import FileInfo, TensorInfo
+
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, what is being done)."""
+
+
+class WeightSink(Protocol):
+    """Takes every tensor of the plan once, in order."""
+
+    def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
+        """Take tensor ``name`` as consecutive pieces of its bytes."""
+
+
+class FileSink:
+    """Writes weights.bin sequentially and hashes it on the way."""
+
+    def __init__(
+        self, path: Path, tensors: dict[str, TensorInfo], total_bytes: int, progress: Progress
+    ) -> None:
+        self._file = path.open("wb")
+        self._pending = iter(tensors.items())
+        self._total_bytes = total_bytes
+        self._progress = progress
+        self._hash = hashlib.sha256()
+        self._position = 0
+
+    def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
+        """Append tensor ``name`` at its planned offset."""
+        expected, info = next(self._pending, (None, None))
+        assert info is not None, f"{name} written after the last tensor"
+        assert name == expected, f"{name} written where {expected} is due"
+        self._append(bytes(info.offset - self._position))
+        for chunk in chunks:
+            self._append(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+            self._progress(self._position, self._total_bytes, name)
+        written = self._position - info.offset
+        assert written == info.size, f"{name}: {written} bytes written, {info.size} planned"
+
+    def close(self) -> None:
+        """Close the file, complete or not."""
+        self._file.close()
+
+    def finish(self) -> FileInfo:
+        """Flush to disk; the size and sha256 of the whole file."""
+        assert next(self._pending, None) is None, "every planned tensor is written"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return FileInfo(size=self._position, sha256=self._hash.hexdigest())
+
+    def _append(self, data: bytes | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise ExportError(
+                f"{self._file.name}: {error.strerror} after {self._position / 1e9:.2f} GB of "
+                f"{self._total_bytes / 1e9:.2f} GB; free some space and export again"
+            ) from error
+        self._hash.update(data)
+        self._position += len(data)
+
+
+class CompareSink:
+    """Compares every tensor with the weights.bin of an existing bundle."""
+
+    def __init__(
+        self, path: Path, tensors: dict[str, TensorInfo], total_bytes: int, progress: Progress
+    ) -> None:
+        self._file = path.open("rb")
+        self._tensors = tensors
+        self._total_bytes = total_bytes
+        self._progress = progress
+        self.differing: list[str] = []
+
+    def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
+        """Compare tensor ``name`` with what the bundle holds; remember it if they differ."""
+        info = self._tensors.get(name)
+        offset, same = 0, info is not None
+        if info is not None:
+            self._file.seek(info.offset)
+        for chunk in chunks:  # always consumed: the fidelity pass rides on it
+            data = memoryview(np.ascontiguousarray(chunk)).cast("B")
+            same = same and self._file.read(len(data)) == data
+            offset += len(data)
+            if info is not None:
+                self._progress(info.offset + offset, self._total_bytes, name)
+        if not same or (info is not None and offset != info.size):
+            self.differing.append(name)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,314 @@
+"""Reading manifest.json from anywhere: every field is checked before anything is believed.
+
+A bundle may come from a stranger, so nothing here recurses, trusts a length or lets a text from
+the file into a message unshortened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn, TypeGuard
+
+from shoal.graphs.contract import (
+    FORMAT_VERSION,
+    GRAPH_FILES,
+    MANIFEST_FILE,
+    OP_SET_VERSION,
+    WEIGHT_ALIGNMENT_BYTES,
+    WEIGHTS_FILE,
+)
+from shoal.graphs.errors import BundleError
+from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
+
+MAX_MANIFEST_BYTES = 8 << 20
+"""Far above what the largest model needs: one tensor takes about 200 bytes."""
+
+DTYPE_BYTES = {"uint8": 1, "float32": 4}
+"""The dtypes a tensor of weights.bin may have, and the bytes of one value."""
+
+_MAX_DEPTH = 64
+_MAX_LIST = 1 << 16
+_MAX_DIMENSION = (1 << 31) - 1
+_MAX_COUNT = (1 << 63) - 1
+_MAX_NAME_LENGTH = 128
+_AGAIN = "copy the bundle again or re-export it"
+_DIMENSIONS = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "max_position_embeddings",
+)
+
+
+def read_manifest(text: str | bytes, where: str) -> Manifest:
+    """See ``Manifest.from_json``, which is this."""
+    content = _parse(text, where)
+    _check_versions(content, where)
+    _check_checksum(content, where)
+    return _read_manifest(_Fields(content, where))
+
+
+def is_plain_file_name(name: str) -> bool:
+    """Whether ``name`` names a file directly in its folder on every operating system."""
+    return (
+        0 < len(name) <= _MAX_NAME_LENGTH
+        and name not in (".", "..")
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+    )
+
+
+def _parse(text: str | bytes, where: str) -> dict[str, Any]:
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{where}: expected at most {MAX_MANIFEST_BYTES} bytes, found {len(text)}; {_AGAIN}"
+        )
+    try:
+        content = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8"),
+            object_pairs_hook=_object_without_duplicates,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError as error:
+        raise BundleError(f"{where}: nested deeper than {_MAX_DEPTH} levels; {_AGAIN}") from error
+    except ValueError as error:  # bad UTF-8, bad JSON, numbers of thousands of digits
+        raise BundleError(f"{where}: not a JSON object: {_short(str(error))}; {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{where}: expected a JSON object, found {_short(content)}; {_AGAIN}")
+    _check_depth(content, where)
+    return content
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {_short(twice)} twice in one object")
+    return content
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant}, which is no JSON number")
+
+
+def _check_depth(content: Any, where: str) -> None:
+    # Level by level rather than by recursion: the depth is the attacker's choice.
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, (dict, list))
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise BundleError(f"{where}: nested deeper than {_MAX_DEPTH} levels; {_AGAIN}")
+
+
+def _check_versions(content: dict[str, Any], where: str) -> None:
+    for key, known in (("format_version", FORMAT_VERSION), ("op_set_version", OP_SET_VERSION)):
+        found = content.get(key)
+        if not _is_integer(found) or found < 1:
+            raise BundleError(
+                f"{where}: {key} must be a positive integer, found {_short(found)}; {_AGAIN}"
+            )
+        if found > known:
+            raise BundleError(
+                f"{where}: {key} {found} is newer than {known}; upgrade shoal or re-export"
+            )
+
+
+def _check_checksum(content: dict[str, Any], where: str) -> None:
+    if content.get("manifest_sha256") != checksum(content):
+        raise BundleError(
+            f"{where}: manifest_sha256 does not match, so the manifest was changed after the "
+            f"export; {_AGAIN}"
+        )
+
+
+class _Fields:
+    """The fields of one JSON object, each taken once and checked."""
+
+    def __init__(self, content: Any, where: str) -> None:
+        if not isinstance(content, dict):
+            raise BundleError(f"{where}: expected an object, found {_short(content)}; {_AGAIN}")
+        self.content = dict(content)
+        self.where = where
+
+    def take(self, key: str) -> Any:
+        if key not in self.content:
+            raise BundleError(f"{self.where}: {key} is missing; {_AGAIN}")
+        return self.content.pop(key)
+
+    def refuse(self, key: str, expected: str, found: Any) -> NoReturn:
+        raise BundleError(
+            f"{self.where}: {_short(key)} must be {expected}, found {_short(found)}; {_AGAIN}"
+        )
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self.take(key)
+        if not _is_integer(value) or not low <= value <= high:
+            self.refuse(key, f"an integer in {low}..{high}", value)
+        return int(value)
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        values = self.take(key)
+        if not isinstance(values, list) or len(values) > _MAX_LIST:
+            self.refuse(key, f"a list of at most {_MAX_LIST} integers", values)
+        if not all(_is_integer(value) and low <= value <= high for value in values):
+            self.refuse(key, f"a list of integers in {low}..{high}", values)
+        return tuple(values)
+
+    def text(self, key: str, choices: tuple[str, ...] = ()) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or (choices and value not in choices):
+            self.refuse(key, "one of " + ", ".join(choices) if choices else "a text", value)
+        return str(value)
+
+    def fields(self, key: str) -> _Fields:
+        return _Fields(self.take(key), f"{self.where}: {_short(key)}")
+
+    def end(self) -> None:
+        if self.content:
+            unknown = ", ".join(_short(key) for key in list(self.content)[:5])
+            raise BundleError(f"{self.where}: unknown key {unknown}; {_AGAIN}")
+
+
+def _read_manifest(fields: _Fields) -> Manifest:
+    fields.take("manifest_sha256")
+    files = _read_files(fields.fields("files"))
+    weights_size = files[WEIGHTS_FILE].size
+    notes = fields.take("notes")
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        fields.refuse("notes", "a list of texts", notes)
+    fidelity = fields.take("fidelity")
+    manifest = Manifest(
+        format_version=fields.take("format_version"),
+        op_set_version=fields.take("op_set_version"),
+        shoal_version=fields.text("shoal_version"),
+        weights=fields.text("weights", ("int8", "fp32")),
+        model=_read_model(fields.fields("model")),
+        graphs=_read_graphs(fields.fields("graphs"), files),
+        files=files,
+        tensors=_read_tensors(fields.fields("tensors"), weights_size),
+        token_read_bytes=fields.integer("token_read_bytes", 0, weights_size),
+        config=fields.fields("config").content,
+        fidelity=None
+        if fidelity is None
+        else _Fields(fidelity, f"{fields.where}: fidelity").content,
+        notes=tuple(notes),
+    )
+    fields.end()
+    if ("mtp" in manifest.graphs) != (manifest.model.num_mtp_layers > 0):
+        fields.refuse("graphs", "with an mtp graph exactly if num_mtp_layers is 1", manifest.graphs)
+    return manifest
+
+
+def _read_model(fields: _Fields) -> ModelInfo:
+    model_type = fields.text("model_type")
+    dimensions = {key: fields.integer(key, 1, _MAX_DIMENSION) for key in _DIMENSIONS}
+    layers = fields.integer("num_hidden_layers", 1, _MAX_LIST)
+    moe_layers = fields.integers("moe_layers", 0, layers - 1)
+    if list(moe_layers) != sorted(set(moe_layers)):
+        fields.refuse("moe_layers", "a rising list", list(moe_layers))
+    lowest = 1 if moe_layers else 0
+    num_experts = fields.integer("n_routed_experts", lowest, _MAX_DIMENSION)
+    last_token = dimensions["vocab_size"] - 1
+    bos = fields.content.get("bos_token_id")
+    model = ModelInfo(
+        model_type=model_type,
+        **dimensions,
+        num_hidden_layers=layers,
+        moe_layers=moe_layers,
+        n_routed_experts=num_experts,
+        num_experts_per_tok=fields.integer("num_experts_per_tok", lowest, num_experts),
+        num_mtp_layers=fields.integer("num_mtp_layers", 0, 1),
+        parameters=fields.integer("parameters", 0, _MAX_COUNT),
+        active_parameters=fields.integer("active_parameters", 0, _MAX_COUNT),
+        eos_token_ids=fields.integers("eos_token_ids", 0, last_token),
+        bos_token_id=fields.take("bos_token_id")
+        if bos is None
+        else fields.integer("bos_token_id", 0, last_token),
+    )
+    fields.end()
+    return model
+
+
+def _read_files(fields: _Fields) -> dict[str, FileInfo]:
+    files = {}
+    for name in list(fields.content):
+        if not is_plain_file_name(name) or name == MANIFEST_FILE:
+            fields.refuse("a file", "named plainly, without a folder", name)
+        entry = fields.fields(name)
+        size = entry.integer("size", 0, _MAX_COUNT)
+        sha256 = entry.text("sha256")
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            entry.refuse("sha256", "64 lower-case hexadecimal digits", sha256)
+        entry.end()
+        files[name] = FileInfo(size=size, sha256=sha256)
+    if WEIGHTS_FILE not in files:
+        raise BundleError(f"{fields.where}: {WEIGHTS_FILE} is missing; {_AGAIN}")
+    return files
+
+
+def _read_graphs(fields: _Fields, files: dict[str, FileInfo]) -> dict[str, str]:
+    graphs = {}
+    for role in list(fields.content):
+        if role not in GRAPH_FILES:
+            fields.refuse("a graph", "one of " + ", ".join(GRAPH_FILES), role)
+        name = fields.text(role)
+        if name not in files or name == WEIGHTS_FILE:
+            fields.refuse(role, "a graph file listed under files", name)
+        graphs[role] = name
+    for role in ("decoder", "head"):
+        if role not in graphs:
+            raise BundleError(f"{fields.where}: {role} is missing; {_AGAIN}")
+    return graphs
+
+
+def _read_tensors(fields: _Fields, weights_size: int) -> dict[str, TensorInfo]:
+    tensors = {}
+    for name in list(fields.content):
+        entry = fields.fields(name)
+        dtype = entry.text("dtype", tuple(DTYPE_BYTES))
+        shape = entry.integers("shape", 1, _MAX_DIMENSION)
+        size = entry.integer("size", 1, weights_size)
+        if size != math.prod(shape) * DTYPE_BYTES[dtype]:
+            entry.refuse("size", f"the bytes of {dtype} {list(shape)}", size)
+        offset = entry.integer("offset", 0, weights_size - size)
+        if offset % WEIGHT_ALIGNMENT_BYTES:
+            entry.refuse("offset", f"a multiple of {WEIGHT_ALIGNMENT_BYTES}", offset)
+        entry.end()
+        tensors[name] = TensorInfo(dtype=dtype, shape=shape, offset=offset, size=size)
+    _check_no_overlap(fields, tensors)
+    return tensors
+
+
+def _check_no_overlap(fields: _Fields, tensors: dict[str, TensorInfo]) -> None:
+    end, previous = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset < end:
+            fields.refuse(name, f"beyond the end of {_short(previous)}", tensor.offset)
+        end, previous = tensor.offset + tensor.size, name
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    # Whatever the file says becomes one short printable line.
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:100])
+    text = text.encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,180 @@
+"""shoal::FloatLatentAttention and shoal::LatentAttention: attention over a cache of latents.
+
+B batch (1), T new tokens, S cached tokens (the new ones included), H heads, C latent size, R rope
+size, N no-rope query size, V value size. A cache row is the latent (C) and the rotated rope key
+(R), so X = C + R; keys and values of the heads are never stored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shoal.graphs.ops.spec import OpSpec, fixed_body
+from shoal.graphs.quantize import Codes, Floats, dequantize_blocks
+
+_CACHE_DOC = (
+    "The rows concat(latent, k_rope) are written at S-T..S-1 of the cache; query t sees rows "
+    "0..S-T+t. "
+)
+
+FLOAT_LATENT_ATTENTION = OpSpec(
+    name="FloatLatentAttention",
+    doc=(
+        _CACHE_DOC + "Head h has keys k_s = concat(w_uk[h] c_s, k_rope_s) and values "
+        "v_s = w_uv[h] c_s of the cached latents c_s; y = softmax(q k^T * softmax_scale) v. "
+        "q_nope, q_rope and k_rope are projected and rotated already. B is 1."
+    ),
+    source="DeepSeek-V2, arXiv 2405.04434, 2.1 and eq. 41-47 (weight absorption)",
+    inputs={
+        "q_nope": "f[B,T,H,N]",
+        "q_rope": "f[B,T,H,R]",
+        "latent": "f[B,T,C]",
+        "k_rope": "f[B,T,R]",
+        "cache": "f[B,S,C+R]",
+        "w_uk": "f[H,N,C]",
+        "w_uv": "f[H,V,C]",
+    },
+    outputs={"y": "f[B,T,H,V]", "cache_out": "f[B,S,C+R]"},
+    attributes={"softmax_scale": "float"},
+    # The absorbed form: (q_nope w_uk) c_s equals q_nope (w_uk c_s), so all heads attend to the
+    # cache itself and their queries are the rows of one matrix [H*T, X]. TensorScatter updates the
+    # cache in place when one buffer is bound to input and output, for which nothing but
+    # TensorScatter and Shape may read the cache input.
+    body=fixed_body("""
+        first = Constant <value_ints: ints = [1]> ()
+        rest = Constant <value_ints: ints = [-1]> ()
+        T = Shape <start: int = 1, end: int = 2> (latent)
+        S = Shape <start: int = 1, end: int = 2> (cache)
+        X = Shape <start: int = 2> (cache)
+        C = Shape <start: int = 2> (latent)
+        H = Shape <start: int = 2, end: int = 3> (q_nope)
+        past = Sub (S, T)
+        rows = Concat <axis: int = -1> (latent, k_rope)
+        cache_out = TensorScatter <axis: int = 1> (cache, rows, past)
+
+        q_nope_BHTN = Transpose <perm: ints = [0, 2, 1, 3]> (q_nope)
+        q_rope_BHTR = Transpose <perm: ints = [0, 2, 1, 3]> (q_rope)
+        q_latent_BHTC = MatMul (q_nope_BHTN, w_uk)
+        q_BHTX = Concat <axis: int = -1> (q_latent_BHTC, q_rope_BHTR)
+        q_shape = Concat <axis: int = 0> (first, rest, X)
+        q_rows = Reshape (q_BHTX, q_shape)
+        scale = Constant <value_float: float = @softmax_scale> ()
+        q_scaled = Mul (q_rows, scale)
+        cache_BXS = Transpose <perm: ints = [0, 2, 1]> (cache_out)
+        score_rows = MatMul (q_scaled, cache_BXS)
+
+        start = Constant <value_int: int = 0> ()
+        step = Constant <value_int: int = 1> ()
+        past_0d = Squeeze (past)
+        S_0d = Squeeze (S)
+        key_positions = Range (start, S_0d, step)
+        query_positions = Range (past_0d, S_0d, step)
+        query_column = Unsqueeze (query_positions, rest)
+        is_visible_TS = LessOrEqual (key_positions, query_column)
+        visible = Constant <value_float: float = 0.0> ()
+        hidden = Constant <value_float: float = -inf> ()
+        mask_TS = Where (is_visible_TS, visible, hidden)
+
+        scores_shape = Concat <axis: int = 0> (first, H, T, S)
+        scores_BHTS = Reshape (score_rows, scores_shape)
+        masked_BHTS = Add (scores_BHTS, mask_TS)
+        shares_BHTS = Softmax <axis: int = -1> (masked_BHTS)
+        shares_shape = Concat <axis: int = 0> (first, rest, S)
+        share_rows = Reshape (shares_BHTS, shares_shape)
+
+        mean_rows = MatMul (share_rows, cache_out)
+        mean_shape = Concat <axis: int = 0> (first, H, T, X)
+        mean_BHTX = Reshape (mean_rows, mean_shape)
+        from_0 = Constant <value_ints: ints = [0]> ()
+        last_axis = Constant <value_ints: ints = [3]> ()
+        mean_BHTC = Slice (mean_BHTX, from_0, C, last_axis)
+        w_uv_HCV = Transpose <perm: ints = [0, 2, 1]> (w_uv)
+        y_BHTV = MatMul (mean_BHTC, w_uv_HCV)
+        y = Transpose <perm: ints = [0, 2, 1, 3]> (y_BHTV)
+    """),
+)
+
+LATENT_ATTENTION = OpSpec(
+    name="LatentAttention",
+    doc=(
+        "FloatLatentAttention with int8 w_uk and w_uv, in blocks of block_size along C; queries, "
+        "cache and attention stay float32."
+    ),
+    source=FLOAT_LATENT_ATTENTION.source,
+    inputs={
+        "q_nope": "f[B,T,H,N]",
+        "q_rope": "f[B,T,H,R]",
+        "latent": "f[B,T,C]",
+        "k_rope": "f[B,T,R]",
+        "cache": "f[B,S,C+R]",
+        "w_uk": "u[H,N,C]",
+        "w_uk_scales": "f[H,N,C/block_size]",
+        "w_uv": "u[H,V,C]",
+        "w_uv_scales": "f[H,V,C/block_size]",
+    },
+    outputs={"y": "f[B,T,H,V]", "cache_out": "f[B,S,C+R]"},
+    attributes={"softmax_scale": "float", "block_size": "int"},
+    uses=("DequantizeBlocks", "FloatLatentAttention"),
+    body=fixed_body("""
+        float_w_uk = shoal.DequantizeBlocks <block_size: int = @block_size> (w_uk, w_uk_scales)
+        float_w_uv = shoal.DequantizeBlocks <block_size: int = @block_size> (w_uv, w_uv_scales)
+        y, cache_out = shoal.FloatLatentAttention <softmax_scale: float = @softmax_scale>
+            (q_nope, q_rope, latent, k_rope, cache, float_w_uk, float_w_uv)
+    """),
+)
+
+
+def float_latent_attention(
+    q_nope: Floats,
+    q_rope: Floats,
+    latent: Floats,
+    k_rope: Floats,
+    cache: Floats,
+    w_uk: Floats,
+    w_uv: Floats,
+    softmax_scale: float,
+) -> tuple[Floats, Floats]:
+    """NumPy reference of FloatLatentAttention; shapes as in its spec.
+
+    The expanded form: keys and values of every head are written out. Returns (y, cache_out);
+    ``cache`` itself is not changed.
+    """
+    (T, C), S = latent.shape[1:], cache.shape[1]
+    cache_out = cache.copy()
+    cache_out[:, S - T :] = np.concatenate([latent, k_rope], axis=-1)
+    latents_BSC, ropes_BSR = cache_out[..., :C], cache_out[..., C:]
+    keys_BHSN = np.einsum("bsc,hnc->bhsn", latents_BSC, w_uk, optimize=True)
+    values_BHSV = np.einsum("bsc,hvc->bhsv", latents_BSC, w_uv, optimize=True)
+    scores_BHTS = np.einsum("bthn,bhsn->bhts", q_nope, keys_BHSN, optimize=True)
+    scores_BHTS += np.einsum("bthr,bsr->bhts", q_rope, ropes_BSR, optimize=True)
+    is_visible_TS = np.arange(S) <= np.arange(S - T, S)[:, None]
+    masked_BHTS = np.where(is_visible_TS, scores_BHTS * np.float32(softmax_scale), -np.inf)
+    exps_BHTS = np.exp(masked_BHTS - masked_BHTS.max(axis=-1, keepdims=True))
+    shares_BHTS = exps_BHTS / exps_BHTS.sum(axis=-1, keepdims=True)
+    y = np.einsum("bhts,bhsv->bthv", shares_BHTS, values_BHSV, optimize=True)
+    return y.astype(np.float32), cache_out
+
+
+def latent_attention(
+    q_nope: Floats,
+    q_rope: Floats,
+    latent: Floats,
+    k_rope: Floats,
+    cache: Floats,
+    w_uk: Codes,
+    w_uk_scales: Floats,
+    w_uv: Codes,
+    w_uv_scales: Floats,
+    softmax_scale: float,
+) -> tuple[Floats, Floats]:
+    """NumPy reference of LatentAttention; shapes as in its spec."""
+    return float_latent_attention(
+        q_nope,
+        q_rope,
+        latent,
+        k_rope,
+        cache,
+        dequantize_blocks(w_uk, w_uk_scales),
+        dequantize_blocks(w_uv, w_uv_scales),
+        softmax_scale,
+    )

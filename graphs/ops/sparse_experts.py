@@ -1,0 +1,153 @@
+"""shoal::FloatSparseExperts and shoal::SparseExperts: the routed SwiGLU experts.
+
+D hidden size, E experts, K chosen experts, F expert width. Rows of gate_up are interleaved:
+gate 0, up 0, gate 1, up 1, ...
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.graphs.ops.linear import float_linear, linear
+from shoal.graphs.ops.spec import OpSpec, fixed_body
+from shoal.graphs.quantize import Codes, Floats
+
+_ATTRIBUTES = """k: int = @num_experts_per_tok, activation_type: string = "swiglu",
+    swiglu_fusion: int = 1, activation_alpha: float = 1.0, activation_beta: float = 0.0"""
+
+# From ids and weights [..,K] to one row of E weights for each token, 0 where not chosen.
+_DENSE_WEIGHTS = """
+    last = Constant <value_ints: ints = [-1]> ()
+    x_shape = Shape (x)
+    D = Shape <start: int = -1> (x)
+    K = Shape <start: int = -1> (expert_ids)
+    E = Shape <end: int = 1> (gate_up)
+    TD = Concat <axis: int = 0> (last, D)
+    TK = Concat <axis: int = 0> (last, K)
+    x_TD = Reshape (x, TD)
+    ids_TK = Reshape (expert_ids, TK)
+    weights_TK = Reshape (expert_weights, TK)
+    T = Shape <end: int = 1> (ids_TK)
+    TE = Concat <axis: int = 0> (T, E)
+    zeros_TE = ConstantOfShape (TE)
+    dense_TE = ScatterElements <axis: int = 1> (zeros_TE, ids_TK, weights_TK)
+"""
+
+FLOAT_SPARSE_EXPERTS = OpSpec(
+    name="FloatSparseExperts",
+    doc=(
+        "y = sum_k expert_weights_k * down[e_k] (silu(gate) * up), where gate and up are the even "
+        "and the odd rows of gate_up[e_k] x and e = expert_ids. The ids of a token are distinct, "
+        "the weights not negative. Float32 throughout."
+    ),
+    source="DeepSeek-V3, arXiv 2412.19437, eq. 12",
+    inputs={
+        "x": "f[..,D]",
+        "expert_ids": "i[..,K]",
+        "expert_weights": "f[..,K]",
+        "gate_up": "f[E,2F,D]",
+        "down": "f[E,D,F]",
+    },
+    outputs={"y": "f[..,D]"},
+    attributes={"num_experts_per_tok": "int"},
+    # MoE weighs the chosen experts with the softmax of their router values: the softmax of
+    # log(w) is w / sum(w), and the sum is multiplied back in. 1e-38 keeps log finite; an expert
+    # that was not chosen is never among the k largest unless a chosen one weighs nothing.
+    body=fixed_body(f"""
+        {_DENSE_WEIGHTS}
+        floor = Constant <value_float: float = 1e-38> ()
+        positive_TE = Max (dense_TE, floor)
+        logits_TE = Log (positive_TE)
+        mean_TD = com.microsoft.MoE <{_ATTRIBUTES}> (x_TD, logits_TE, gate_up, , down)
+        sums_T1 = ReduceSum <keepdims: int = 1> (weights_TK, last)
+        y_TD = Mul (mean_TD, sums_T1)
+        y = Reshape (y_TD, x_shape)
+    """),
+)
+
+SPARSE_EXPERTS = OpSpec(
+    name="SparseExperts",
+    doc=(
+        "FloatSparseExperts with int8 gate_up and down; x and silu(gate) * up are quantized per "
+        "row and block of block_size as in Linear."
+    ),
+    source="onnxruntime contrib operator com.microsoft.QMoE, expert_weight_bits 8",
+    inputs={
+        "x": "f[..,D]",
+        "expert_ids": "i[..,K]",
+        "expert_weights": "f[..,K]",
+        "gate_up": "u[E,2F,D]",
+        "gate_up_scales": "f[E,2F,D/block_size]",
+        "down": "u[E,D,F]",
+        "down_scales": "f[E,D,F/block_size]",
+    },
+    outputs={"y": "f[..,D]"},
+    attributes={"num_experts_per_tok": "int", "block_size": "int"},
+    # Input 14 gives the weights; the second input only chooses, so the same rows serve for both.
+    body=fixed_body(f"""
+        {_DENSE_WEIGHTS}
+        y_TD = com.microsoft.QMoE <{_ATTRIBUTES}, expert_weight_bits: int = 8,
+            block_size: int = @block_size, normalize_routing_weights: int = 0>
+            (x_TD, dense_TE, gate_up, gate_up_scales, , down, down_scales, , , , , , , , dense_TE)
+        y = Reshape (y_TD, x_shape)
+    """),
+)
+
+
+def float_sparse_experts(
+    x: Floats,
+    expert_ids: NDArray[np.int64],
+    expert_weights: Floats,
+    gate_up: Floats,
+    down: Floats,
+) -> Floats:
+    """NumPy reference of FloatSparseExperts; shapes as in its spec."""
+    x_TD, ids_TK, weights_TK = _as_rows(x, expert_ids, expert_weights)
+    y_TD = np.zeros_like(x_TD)
+    for expert in np.unique(ids_TK):
+        rows, slots = np.nonzero(ids_TK == expert)
+        hidden = swiglu(float_linear(x_TD[rows], gate_up[expert]))
+        y_TD[rows] += weights_TK[rows, slots, None] * float_linear(hidden, down[expert])
+    return y_TD.reshape(x.shape)
+
+
+def sparse_experts(
+    x: Floats,
+    expert_ids: NDArray[np.int64],
+    expert_weights: Floats,
+    gate_up: Codes,
+    gate_up_scales: Floats,
+    down: Codes,
+    down_scales: Floats,
+) -> Floats:
+    """NumPy reference of SparseExperts; shapes as in its spec."""
+    x_TD, ids_TK, weights_TK = _as_rows(x, expert_ids, expert_weights)
+    gate_up_blocks = gate_up.reshape(*gate_up_scales.shape, -1)
+    down_blocks = down.reshape(*down_scales.shape, -1)
+    y_TD = np.zeros_like(x_TD)
+    for e in np.unique(ids_TK):
+        rows, slots = np.nonzero(ids_TK == e)
+        hidden = swiglu(linear(x_TD[rows], gate_up_blocks[e], gate_up_scales[e]))
+        y = linear(hidden, down_blocks[e], down_scales[e])
+        y_TD[rows] += weights_TK[rows, slots, None] * y
+    return y_TD.reshape(x.shape)
+
+
+def swiglu(gate_up: Floats) -> Floats:
+    """silu(gate) * up of interleaved values: [..,2F] -> [..,F]."""
+    gate, up = gate_up[..., 0::2], gate_up[..., 1::2]
+    with np.errstate(over="ignore"):  # exp may reach inf; gate / inf is the right 0
+        hidden: Floats = gate / (1 + np.exp(-gate)) * up
+    return hidden
+
+
+def _as_rows(
+    x: Floats, expert_ids: NDArray[np.int64], expert_weights: Floats
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    num_chosen = expert_ids.shape[-1]
+    return (
+        x.reshape(-1, x.shape[-1]),
+        expert_ids.reshape(-1, num_chosen),
+        expert_weights.reshape(-1, num_chosen),
+    )

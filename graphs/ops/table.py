@@ -1,0 +1,27 @@
+"""The table of all ops of the shoal domain."""
+
+from __future__ import annotations
+
+from shoal.graphs.ops.dequantize import DEQUANTIZE_BLOCKS
+from shoal.graphs.ops.embedding import EMBEDDING, FLOAT_EMBEDDING
+from shoal.graphs.ops.latent_attention import FLOAT_LATENT_ATTENTION, LATENT_ATTENTION
+from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR
+from shoal.graphs.ops.route import ROUTE
+from shoal.graphs.ops.sparse_experts import FLOAT_SPARSE_EXPERTS, SPARSE_EXPERTS
+from shoal.graphs.ops.spec import OpSpec
+
+OPS: dict[str, OpSpec] = {
+    spec.name: spec
+    for spec in (
+        FLOAT_EMBEDDING,
+        EMBEDDING,
+        FLOAT_LINEAR,
+        LINEAR,
+        ROUTE,
+        FLOAT_SPARSE_EXPERTS,
+        SPARSE_EXPERTS,
+        FLOAT_LATENT_ATTENTION,
+        LATENT_ATTENTION,
+        DEQUANTIZE_BLOCKS,
+    )
+}

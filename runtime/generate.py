@@ -1,0 +1,148 @@
+"""The loop: context, sampler, stop conditions -> tokens, as they are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from shoal.graphs.errors import InputError
+from shoal.runtime.context import Context, PrefillProgress
+from shoal.runtime.sampling import SamplingOptions, choose_token
+from shoal.runtime.text_stream import StopFilter, TextStream
+from shoal.runtime.tokenizer import Tokenizer
+
+FinishReason = Literal["stop_token", "stop_string", "length", "context_full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """How a text is continued.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    max_new_tokens: int | None = None  # None: until a stop condition or a full context
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    seed: int | None = None  # None: another result each time
+    stop_tokens: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()  # texts
+
+    def __post_init__(self) -> None:
+        _check_count("max_new_tokens", self.max_new_tokens)
+        _check_count("seed", self.seed)
+
+
+class Generation(Iterator[int]):
+    """The tokens of one answer, computed as they are asked for.
+
+    Iterate over it for token ids or over ``pieces()`` for text, not both. The token that ends an
+    answer (a stop token) is not part of it; the tokens of a stop string are, its text is not.
+
+    Args:
+        context: what is read into; the common prefix with ``ids`` is kept.
+        ids: the whole prompt.
+        options: how to continue it.
+        tokenizer: needed for text and stop strings.
+        progress: called while the prompt is read.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        ids: list[int],
+        options: GenerateOptions,
+        tokenizer: Tokenizer | None,
+        progress: PrefillProgress | None = None,
+    ) -> None:
+        if len(ids) > context.max_length:
+            raise InputError(
+                f"context: a prompt of {len(ids)} tokens is more than the model's "
+                f"{context.max_length} (max_position_embeddings); shorten it"
+            )
+        if options.stop and tokenizer is None:
+            raise InputError("stop: stop strings need a tokenizer, which this bundle has not")
+        self.tokens: list[int] = []
+        """The tokens decided so far."""
+        self.prompt_tokens = len(ids)
+        """Length of the prompt."""
+        self.reused_tokens = 0
+        """Tokens of the prompt that the context held already; known once the first is decided."""
+        self.finish_reason: FinishReason | None = None
+        """Why it ended, None before it has."""
+        self.stop_token: int | None = None
+        """The stop token that ended it."""
+        self._context = context
+        self._prompt = ids
+        self._options = options
+        self._progress = progress
+        self._random = np.random.default_rng(options.seed)
+        self._stream = TextStream(tokenizer) if tokenizer is not None else None
+        self._filter = StopFilter(options.stop)
+        self._text = ""
+
+    def __next__(self) -> int:
+        """Decide one token."""
+        options = self._options
+        if self.finish_reason is None and len(self.tokens) == options.max_new_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason is None and self._is_context_full():
+            self.finish_reason = "context_full"
+        if self.finish_reason is not None:
+            raise StopIteration
+        token = choose_token(self._next_logits(), options.sampling, self._random)
+        if token in options.stop_tokens:
+            self.finish_reason, self.stop_token = "stop_token", token
+            raise StopIteration
+        self.tokens.append(token)
+        if self._stream is not None:
+            self._text += self._filter.push(self._stream.push(token))
+            if self._filter.stopped:
+                self.finish_reason = "stop_string"
+        return token
+
+    def pieces(self) -> Iterator[str]:
+        """The answer as text: whole characters only, nothing of a stop string.
+
+        Raises:
+            InputError: there is no tokenizer (at once, not when the first piece is asked for).
+        """
+        if self._stream is None:
+            raise InputError("text: the bundle has no tokenizer; iterate over token ids instead")
+        return self._pieces(self._stream)
+
+    def _pieces(self, stream: TextStream) -> Iterator[str]:
+        for _ in self:
+            if self._text:
+                yield self._take_text()
+        self._text += self._filter.push(stream.finish()) + self._filter.finish()
+        if self._text:
+            yield self._take_text()
+
+    def _take_text(self) -> str:
+        text, self._text = self._text, ""
+        return text
+
+    def _is_context_full(self) -> bool:
+        # The last token decided is read only when another one is wanted.
+        return self.prompt_tokens + len(self.tokens) > self._context.max_length
+
+    def _next_logits(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        if self.tokens:
+            if self._context.position == self.prompt_tokens + len(self.tokens) - 1:
+                return self._context.decode(self.tokens[-1])
+            # An interrupted step, or somebody else used the context in between.
+            return self._context.switch_to(self._prompt + self.tokens)
+        held = self._context.common_prefix(self._prompt)
+        self.reused_tokens = min(held, self.prompt_tokens - 1)
+        return self._context.switch_to(self._prompt, progress=self._progress)
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise InputError(f"{name} must be an integer of at least 0 or None, found {value!r}")

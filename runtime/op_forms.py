@@ -1,0 +1,69 @@
+"""Which form of each shoal op runs on this machine, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.runtime.machine import Cpu
+
+_PORTABLE = {
+    "int8": {
+        "Embedding": "com.microsoft::GatherBlockQuantized",
+        "Linear": "com.microsoft::MatMulNBits, 8 bits",
+        "LatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+        "Route": "TopK and other standard ops",
+        "SparseExperts": "com.microsoft::QMoE, 8 bits",
+    },
+    "fp32": {
+        "FloatEmbedding": "Gather",
+        "FloatLinear": "MatMul",
+        "FloatLatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+        "Route": "TopK and other standard ops",
+        "FloatSparseExperts": "MatMul and other standard ops",
+    },
+}
+_INT8_OPS = ("Linear", "SparseExperts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpForm:
+    """How one op runs."""
+
+    op: str
+    form: str  # "portable" or "native"
+    implementation: str
+    why: str
+
+
+def op_forms(weights: str, cpu: Cpu) -> list[OpForm]:
+    """The forms of all ops of a bundle.
+
+    Args:
+        weights: "int8" or "fp32".
+        cpu: decides which instructions onnxruntime's own 8-bit products use.
+    """
+    return [
+        OpForm(
+            op=op,
+            form="portable",
+            implementation=f"{body} ({int8_instructions(cpu)})" if op in _INT8_OPS else body,
+            why="no native kernels installed",
+        )
+        for op, body in _PORTABLE[weights].items()
+    ]
+
+
+def int8_instructions(cpu: Cpu) -> str:
+    """The instructions onnxruntime takes for 8-bit products on this processor."""
+    for feature, name in (
+        ("avx512_vnni", "AVX512-VNNI"),
+        ("avx_vnni", "AVX-VNNI"),
+        ("avx2", "AVX2"),
+        ("i8mm", "i8mm"),
+        ("asimddp", "dot product"),
+    ):
+        if feature in cpu.features:
+            return name
+    if cpu.architecture == "arm64":  # macOS, which has no /proc/cpuinfo; every such Mac has it
+        return "dot product"
+    return "no 8-bit instructions"

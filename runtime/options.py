@@ -1,0 +1,386 @@
+"""The options of the ``shoal`` command: one argparse parser, standard library only.
+
+The parser is also the source of docs/cli.md: ``python -m shoal.runtime.options`` prints that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DEFAULT_BLOCK_SIZE = 32  # these two are the exporter's own; a test compares them
+DEFAULT_FIDELITY_TOKENS = 2048
+DEFAULT_NEW_TOKENS = 256
+DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
+DEFAULT_BENCH_PREFILL = (128, 512)
+DEFAULT_BENCH_NEW_TOKENS = 16
+DEFAULT_BENCH_REPEATS = 3
+
+DESCRIPTION = """\
+Export DeepSeek-family checkpoints (MLA, MoE, MTP) to int8 ONNX bundles and run them on any CPU.
+
+  shoal export checkpoints/tiny-v3 build/tiny      checkpoint folder -> bundle folder
+  shoal run build/tiny --prompt "Once upon"        bundle -> text
+
+The result goes to stdout, progress and speed to stderr. Exit status: 0 done, 1 it failed (one line
+on stderr says why and what to do), 2 wrong usage, 130 stopped with Ctrl-C.
+"""
+
+VERBS = {
+    "export": "make a bundle from a Hugging Face checkpoint folder",
+    "run": "generate text, or chat when no prompt is given",
+    "verify": "check every byte of a bundle, and every weight against the checkpoint",
+    "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
+    "bench": "measure load time, prefill and decode speed, and memory",
+    "doctor": "say what this machine and this installation can do",
+}
+
+
+class UsageFormatter(argparse.HelpFormatter):
+    """Wraps running text, keeps texts that bring their own line breaks, as examples do."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=100)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; every verb's options are set by a function below."""
+    parser = argparse.ArgumentParser(
+        prog="shoal", description=DESCRIPTION, formatter_class=UsageFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"shoal {version()}",
+        help="show the version and exit",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the whole traceback when something fails"
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    _add_export(_add_verb(verbs, "export"))
+    _add_run(_add_verb(verbs, "run"))
+    _add_verify(_add_verb(verbs, "verify"))
+    _add_inspect(_add_verb(verbs, "inspect"))
+    _add_bench(_add_verb(verbs, "bench"))
+    _add_doctor(_add_verb(verbs, "doctor"))
+    for verb in verbs.choices.values():
+        _add_common(verb)
+    return parser
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    return importlib.metadata.version("shoal")
+
+
+def _add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str
+) -> argparse.ArgumentParser:
+    return verbs.add_parser(
+        name, help=VERBS[name], formatter_class=UsageFormatter, allow_abbrev=False
+    )
+
+
+def _add_common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    verb.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,  # keeps a --debug given before the verb
+        help="show the whole traceback when something fails",
+    )
+
+
+def _add_export(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files) and write a "
+        "bundle: a folder that runs with nothing but `pip install shoal`. Weights are streamed, "
+        "so a model larger than memory can be exported. The bundle appears only when it is "
+        "complete and checked. Needs the export extra: pip install 'shoal[export]'."
+    )
+    verb.epilog = "example:\n  shoal export checkpoints/tiny-v3 build/tiny --weights int8"
+    verb.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
+    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
+    verb.add_argument(
+        "--weights",
+        choices=("int8", "fp32"),
+        default="int8",
+        help="how to store weights: int8, or fp32 for debugging (default: int8)",
+    )
+    verb.add_argument(
+        "--block-size",
+        type=int,
+        choices=(16, 32, 64, 128, 256),
+        default=DEFAULT_BLOCK_SIZE,
+        metavar="N",
+        help="weights that share one int8 scale: 16, 32, 64, 128 or 256; smaller is more exact and "
+        f"takes more room (default: {DEFAULT_BLOCK_SIZE})",
+    )
+    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
+    verb.add_argument(
+        "--fidelity-text",
+        metavar="FILE",
+        type=Path,
+        help="text on which int8 is compared with float32 (default: a text that comes with shoal)",
+    )
+    verb.add_argument(
+        "--fidelity-tokens",
+        type=positive_int,
+        default=DEFAULT_FIDELITY_TOKENS,
+        metavar="N",
+        help=f"tokens of that text to use at most (default: {DEFAULT_FIDELITY_TOKENS})",
+    )
+    verb.add_argument(
+        "--no-fidelity",
+        action="store_true",
+        help="skip the comparison: faster, but nobody knows what int8 cost",
+    )
+
+
+def _add_run(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Generate text. With --prompt, or with text piped to stdin: answer once. On a terminal "
+        "without --prompt: a chat with history; /help lists its commands. Text appears as it is "
+        "decided, speed is reported on stderr. Decoding is greedy unless --temperature is given; "
+        "the sampling settings of a generation_config.json are not applied."
+    )
+    verb.epilog = (
+        "examples:\n"
+        '  shoal run build/tiny --prompt "It is a truth universally acknowledged, that"\n'
+        "  shoal run build/tiny --temperature 0.8 --top-p 0.95 --seed 7 < prompt.txt"
+    )
+    _add_bundle(verb)
+    verb.add_argument("--prompt", metavar="TEXT", help="text to answer or to continue")
+    verb.add_argument(
+        "--max-new-tokens",
+        type=positive_int,
+        default=DEFAULT_NEW_TOKENS,
+        metavar="N",
+        help=f"stop after N tokens (default: {DEFAULT_NEW_TOKENS})",
+    )
+    _add_sampling(verb.add_argument_group("sampling"))
+    _add_dialogue(verb.add_argument_group("prompt format"))
+    _add_machine(verb)
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--temperature",
+        type=non_negative_float,
+        default=0.0,
+        metavar="X",
+        help="0 takes the likeliest token every time; 1 samples as trained (default: 0)",
+    )
+    group.add_argument(
+        "--top-k",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="sample among the N likeliest tokens (default: 0, all)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=probability,
+        default=1.0,
+        metavar="X",
+        help="sample among the likeliest tokens that make up share X (default: 1, all)",
+    )
+    group.add_argument(
+        "--min-p",
+        type=probability_or_zero,
+        default=0.0,
+        metavar="X",
+        help="drop tokens less likely than X times the likeliest (default: 0, none)",
+    )
+    group.add_argument(
+        "--seed",
+        type=non_negative_int,
+        metavar="N",
+        help="makes sampling repeatable (default: none)",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer where this text would begin; may be given several times",
+    )
+
+
+def _add_dialogue(group: argparse._ArgumentGroup) -> None:
+    form = group.add_mutually_exclusive_group()
+    form.add_argument(
+        "--chat",
+        dest="form",
+        action="store_const",
+        const="chat",
+        help="put the prompt into the model's chat template (default when the bundle has one)",
+    )
+    form.add_argument(
+        "--raw",
+        dest="form",
+        action="store_const",
+        const="raw",
+        help="continue the prompt as plain text (default when the bundle has no chat template)",
+    )
+    group.add_argument("--system", metavar="TEXT", help="system message of the chat")
+
+
+def _add_verify(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Read every byte of a bundle and compare it with the checksums in its manifest. With "
+        "--checkpoint also go through the checkpoint as export does and compare every weight and "
+        "the fidelity report (needs the export extra). Opening a bundle, as `run` does, checks "
+        "sizes and the graphs but not every weight."
+    )
+    verb.epilog = "example:\n  shoal verify build/tiny --checkpoint checkpoints/tiny-v3"
+    _add_bundle(verb)
+    verb.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", type=Path, help="folder the bundle was made from"
+    )
+
+
+def _add_inspect(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Read the manifest of a bundle, or config.json and the tensor headers of a checkpoint, "
+        "and say how many parameters the model has and uses, how many bytes a token reads, and "
+        "how much memory it needs. A checkpoint needs the export extra."
+    )
+    verb.epilog = "example:\n  shoal inspect build/tiny --json"
+    verb.add_argument(
+        "path", metavar="BUNDLE|CHECKPOINT", type=Path, help="bundle or checkpoint folder"
+    )
+
+
+def _add_bench(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Measure a bundle on this machine with random tokens: time to open, prefill speed by "
+        "prompt length, decode speed by context depth, and memory. One warm-up, then medians of "
+        "the repeats. Lengths beyond the model's limit are left out and named on stderr."
+    )
+    verb.epilog = "example:\n  shoal bench build/tiny --depths 0,1024 --prefill 128 --json"
+    _add_bundle(verb)
+    verb.add_argument(
+        "--depths",
+        type=length_list,
+        default=DEFAULT_BENCH_DEPTHS,
+        metavar="N,..",
+        help="tokens in the context before decoding starts "
+        f"(default: {','.join(map(str, DEFAULT_BENCH_DEPTHS))})",
+    )
+    verb.add_argument(
+        "--prefill",
+        type=positive_length_list,
+        default=DEFAULT_BENCH_PREFILL,
+        metavar="N,..",
+        help=f"prompt lengths in tokens (default: {','.join(map(str, DEFAULT_BENCH_PREFILL))})",
+    )
+    verb.add_argument(
+        "--new-tokens",
+        type=positive_int,
+        default=DEFAULT_BENCH_NEW_TOKENS,
+        metavar="N",
+        help=f"tokens decoded per repeat (default: {DEFAULT_BENCH_NEW_TOKENS})",
+    )
+    verb.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=DEFAULT_BENCH_REPEATS,
+        metavar="N",
+        help=f"measurements per number; the median counts (default: {DEFAULT_BENCH_REPEATS})",
+    )
+    _add_machine(verb)
+
+
+def _add_doctor(verb: argparse.ArgumentParser) -> None:
+    verb.description = (
+        "Say which versions are installed, what this CPU can do, how much memory there is and "
+        "which form of each op will run and why; with a bundle, whether it opens and fits. Exit "
+        "status 1 when something would keep shoal from running."
+    )
+    verb.epilog = "example:\n  shoal doctor build/tiny"
+    verb.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?", help="bundle to check too")
+
+
+def _add_bundle(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="bundle folder")
+
+
+def _add_machine(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("machine")
+    group.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="threads to compute with (default: one per physical core)",
+    )
+    group.add_argument(
+        "--kernels",
+        choices=("auto", "native", "portable"),
+        default="auto",
+        help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
+        "auto takes what is there (default: auto)",
+    )
+
+
+def _number(
+    text: str, kind: Callable[[str], float], allowed: str, low: float, high: float
+) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (low <= value <= high and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"expected {allowed}, found {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Option type: a whole number from 1 on."""
+    return int(_number(text, int, "a whole number from 1 on", 1, 2**31 - 1))
+
+
+def non_negative_int(text: str) -> int:
+    """Option type: a whole number from 0 on."""
+    return int(_number(text, int, "a whole number from 0 on", 0, 2**63 - 1))
+
+
+def non_negative_float(text: str) -> float:
+    """Option type: a finite number from 0 on."""
+    return _number(text, float, "a number from 0 on", 0.0, math.inf)
+
+
+def probability(text: str) -> float:
+    """Option type: a number above 0, up to 1."""
+    return _number(text, float, "a number above 0, up to 1", math.ulp(0.0), 1.0)
+
+
+def probability_or_zero(text: str) -> float:
+    """Option type: a number from 0 to 1."""
+    return _number(text, float, "a number from 0 to 1", 0.0, 1.0)
+
+
+def length_list(text: str) -> tuple[int, ...]:
+    """Option type: whole numbers from 0 on with commas between them; duplicates are dropped."""
+    return tuple(sorted({non_negative_int(part) for part in text.split(",")}))
+
+
+def positive_length_list(text: str) -> tuple[int, ...]:
+    """Option type: whole numbers from 1 on with commas between them; duplicates are dropped."""
+    return tuple(sorted({positive_int(part) for part in text.split(",")}))
+
+
+if __name__ == "__main__":
+    from shoal.runtime.cli_page import cli_page
+
+    sys.stdout.write(cli_page(build_parser()))

@@ -1,0 +1,104 @@
+"""How the command line writes results: tables for people, JSON for programs, both on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+_PLAIN_WIDTH = 120  # columns when stdout is no terminal: nothing to fit into
+
+
+def write_json(report: Mapping[str, Any]) -> None:
+    """Print a report as JSON; numbers that JSON does not have (NaN, infinity) become null."""
+    text = json.dumps(_finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values under a title."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    _write_table(title, table)
+
+
+def write_grid(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
+) -> None:
+    """Print rows under column headings.
+
+    Args:
+        title: line above the table.
+        columns: headings.
+        rows: one text per column.
+        numbers: all columns but the first hold numbers and go to the right.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for position, name in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if numbers and position else "left"
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _write_table(title, table)
+
+
+def write_lines(lines: Sequence[str]) -> None:
+    """Print lines of plain text."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def progress_line(text: str) -> None:
+    """Print one line about what is going on to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _write_table(title: str, table: Table) -> None:
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(title, style="bold")
+        console.print(table)
+    write_lines([line.rstrip() for line in captured.get().splitlines()])
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a decimal unit: ``29.9 MB``."""
+    return _with_unit(count, ("bytes", "kB", "MB", "GB", "TB"))
+
+
+def format_count(count: float) -> str:
+    """A number of things, shortened: ``12.8 M``."""
+    return _with_unit(count, ("", "k", "M", "G", "T")).rstrip()
+
+
+def _with_unit(count: float, units: Sequence[str]) -> str:
+    power = 0
+    while abs(count) >= 999.5 and power < len(units) - 1:
+        count /= 1000.0
+        power += 1
+    return f"{count:.0f} {units[0]}" if power == 0 else f"{count:.3g} {units[power]}"
+
+
+def format_rate(value: float) -> str:
+    """A rate or a time with three significant digits, never in exponent form."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}"

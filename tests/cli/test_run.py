@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from shoal.runtime import interactive
+from shoal.runtime.cli import main
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the user types, a line or an exception an entry; then the end of input."""
+    lines: list[Any] = []
+
+    def type_line(prompt: str = "") -> str:
+        line = lines.pop(0) if lines else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        assert isinstance(line, str)
+        return line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    piped(monkeypatch, "")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    return lines
+
+
+def test_prompt_streams_text_to_stdout_and_speed_to_stderr(
+    base_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--prompt", "abc"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "cba\n"
+    assert "prompt: 3 tokens" in captured.err
+    assert "new: 3 tokens" in captured.err
+    assert "first token after" in captured.err
+
+
+def test_sampling_options_reach_the_model(base_model: Any) -> None:
+    argv = ["run", "b", "--prompt", "abc", "--temperature", "0.5", "--top-k", "3", "--top-p"]
+    argv += ["0.9", "--min-p", "0.1", "--seed", "7", "--stop", "x", "--stop", "y"]
+    assert main(argv) == 0
+    expected = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7}
+    assert base_model.options == expected | {"stop": ("x", "y")}
+
+
+def test_decoding_is_greedy_by_default(base_model: Any) -> None:
+    assert main(["run", "b", "--prompt", "abc"]) == 0
+    assert base_model.options["temperature"] == 0.0
+    assert base_model.options["seed"] is None
+
+
+def test_json_is_the_only_thing_on_stdout(
+    base_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--prompt", "abc", "--json", "--max-new-tokens", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["prompt"] == "abc"
+    assert report["text"] == "cb"
+    assert report["token_ids"] == [99, 98]
+    assert report["finish_reason"] == "length"
+    assert {"load_ms", "first_token_ms", "prompt_tokens_per_s", "new_tokens_per_s"} < set(report)
+
+
+def test_prompt_is_read_from_a_pipe(
+    base_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped(monkeypatch, "one\ntwo\n")
+    assert main(["run", "b"]) == 0
+    assert capsys.readouterr().out == "owt\neno\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "error: stdin: expected a prompt, found nothing; give --prompt TEXT\n"),
+        (b"\xff\xfe", "error: stdin: expected UTF-8 text, found other bytes; convert it\n"),
+    ],
+)
+def test_bad_piped_prompt_is_one_line(
+    content: bytes,
+    line: str,
+    base_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    piped(monkeypatch, content)
+    assert main(["run", "b"]) == 1
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(("form", "text"), [([], "u:hi;a:"), (["--raw"], "hi")])
+def test_chat_template_is_used_when_there_is_one_unless_raw(
+    form: list[str], text: str, chat_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--prompt", "hi", *form]) == 0
+    assert capsys.readouterr().out == text[::-1] + "\n"
+
+
+def test_system_message_comes_first(chat_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "b", "--prompt", "hi", "--system", "be"]) == 0
+    assert capsys.readouterr().out == "s:be;u:hi;a:"[::-1] + "\n"
+
+
+@pytest.mark.parametrize("option", [["--chat"], ["--system", "be"]])
+def test_chat_options_are_refused_for_a_base_model(
+    option: list[str], base_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--prompt", "hi", *option]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: b: {option[0]} needs a chat")
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_single_answer_with_130(
+    base_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_model.interrupt_at = 2
+    assert main(["run", "b", "--prompt", "abc"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == "cb\n"
+    assert captured.err.endswith("stopped\n")
+
+
+def test_dialogue_keeps_history_in_the_context(
+    chat_model: Any, typed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed += ["hi", "again", "/exit"]
+    assert main(["run", "b", "--max-new-tokens", "3"]) == 0
+    first, second = chat_model.generations
+    assert second.prompt_tokens == len("u:hi;a::a;;u:again;a:")
+    assert second.reused_tokens == len("u:hi;a:") + 2  # all but the last token of the answer
+    assert first.reused_tokens == 0
+    assert len(chat_model.contexts) == 1
+    assert capsys.readouterr().out == ":a;\n:a;\n"
+
+
+def test_ctrl_c_stops_the_answer_not_the_dialogue(
+    chat_model: Any, typed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_model.interrupt_at = 2
+    typed += ["hi", KeyboardInterrupt(), "more"]
+    assert main(["run", "b"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ":a\n:a\n"
+    assert "ended by Ctrl-C" in captured.err
+    assert "".join(map(chr, chat_model.generations[1]._ids)) == "u:hi;a::a;u:more;a:"
+
+
+def test_reset_forgets(chat_model: Any, typed: list[Any]) -> None:
+    typed += ["hi", "/reset", "hi"]
+    assert main(["run", "b"]) == 0
+    assert [generation.reused_tokens for generation in chat_model.generations] == [0, 0]
+    assert len(chat_model.contexts) == 2
+
+
+def test_multi_line_turns_are_one_turn(chat_model: Any, typed: list[Any]) -> None:
+    typed += ["a\\", "b", '"""', "c", "", "/d", '"""']
+    assert main(["run", "b"]) == 0
+    prompts = ["".join(map(chr, generation._ids)) for generation in chat_model.generations]
+    assert prompts[0] == "u:a\nb;a:"
+    assert prompts[1].endswith("u:c\n\n/d;a:")
+
+
+def test_too_long_turn_is_reported_and_forgotten(
+    chat_model: Any, typed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed += ["x" * 200, "hi"]
+    assert main(["run", "b"]) == 0
+    captured = capsys.readouterr()
+    assert "error: context: expected at most 100 tokens" in captured.err
+    assert "(/reset starts anew)" in captured.err
+    assert captured.out == "u:hi;a:"[::-1] + "\n"
+
+
+def test_base_model_says_once_that_it_continues_text(
+    base_model: Any, typed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed += ["", "ab", "", "/nonsense", "/help"]
+    assert main(["run", "b"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("continues your text instead of answering") == 1
+    assert "/nonsense: no such command" in captured.err
+    assert "/reset" in captured.err
+    assert captured.out == "ba\nabba\n"  # the empty line lets "abba"'s first half go on
+
+
+def test_json_needs_a_prompt(
+    base_model: Any, typed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--json"]) == 1
+    assert "give --prompt TEXT" in capsys.readouterr().err
+
+
+def test_read_turn_ends_at_end_of_input(typed: list[Any]) -> None:
+    assert interactive.read_turn() is None
