@@ -76,7 +76,7 @@ def _add_functions(model: ir.Model) -> None:
         if node.domain == OP_DOMAIN
     ]
     for proto in function_protos(nodes):
-        body = ir.from_proto(proto)
+        body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
 
 
@@ -205,6 +205,6 @@ def _context_outputs(
 ) -> None:
     graph.output(contract.cache_output(layer), cache_value, _FLOAT, [1, "S", config.cache_row_size])
     if routing:
-        shape = [1, "T", config.num_experts_per_tok]
+        shape: list[int | str] = [1, "T", config.num_experts_per_tok]
         graph.output(contract.expert_ids_output(layer), routing[0], _INT64, shape)
         graph.output(contract.expert_weights_output(layer), routing[1], _FLOAT, shape)

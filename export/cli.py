@@ -7,9 +7,6 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from shoal.export.pipeline import (
     ExportReport,
     VerifyReport,
@@ -17,6 +14,7 @@ from shoal.export.pipeline import (
     verify_against_checkpoint,
 )
 from shoal.export.progress import ExportProgress
+from shoal.export.tables import write_pairs
 from shoal.graphs.errors import ExportError
 from shoal.graphs.fidelity import fidelity_rows
 
@@ -38,7 +36,7 @@ def export_command(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.json:
-        sys.stdout.write(json.dumps(export_record(report), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(export_record(report), indent=1) + "\n")
     else:
         _write_export(report)
     return 0
@@ -89,7 +87,7 @@ def verify_checkpoint_command(args: argparse.Namespace) -> dict[str, Any]:
 def _write_export(report: ExportReport) -> None:
     manifest = report.manifest
     size_bytes = sum(info.size for info in manifest.files.values())
-    _write_pairs(
+    write_pairs(
         str(report.bundle),
         [
             ("weights", f"{manifest.weights}, {len(manifest.tensors)} tensors"),
@@ -102,7 +100,7 @@ def _write_export(report: ExportReport) -> None:
         ],
     )
     if manifest.fidelity:
-        _write_pairs("\nFidelity to the float32 model", fidelity_rows(manifest.fidelity))
+        write_pairs("\nFidelity to the float32 model", fidelity_rows(manifest.fidelity))
     sys.stdout.writelines(f"note: {note}\n" for note in manifest.notes)
 
 
@@ -113,23 +111,9 @@ def _write_verification(
         f"{args.bundle}: {report.tensors} tensors and all graphs are what {args.checkpoint} gives\n"
     )
     if fidelity:
-        _write_pairs("\nFidelity to the float32 model, measured again", fidelity_rows(fidelity))
+        write_pairs("\nFidelity to the float32 model, measured again", fidelity_rows(fidelity))
 
 
 def _shortened(names: tuple[str, ...]) -> str:
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _write_pairs(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    width = None if sys.stdout.isatty() else 120  # a file or pipe has no width to fit into
-    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-    with console.capture() as captured:
-        console.print(title, style="bold")
-        console.print(table)
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())

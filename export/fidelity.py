@@ -84,21 +84,38 @@ def fidelity_windows(tokenizer: Path, text: Path | None, num_tokens: int) -> tup
     return name, torch.tensor(windows, dtype=torch.int64)
 
 
-def compare(
-    text: str, ids_BT: Tensor, reference: Stream, served: Stream, logits: tuple[Tensor, Tensor]
-) -> Fidelity:
-    """Sum up what both streams ended with.
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two models at the end of the text.
+
+    Attributes:
+        stream: for its routing.
+        head_input: [B*T,D].
+        head: [W,D].
+    """
+
+    stream: Stream
+    head_input: Tensor
+    head: Tensor
+
+    def log_probabilities(self, rows: Tensor) -> Tensor:
+        """Of the next token after the positions ``rows``, float64 [rows,W]."""
+        return (self.head_input[rows] @ self.head.T).double().log_softmax(-1)
+
+
+def compare(text: str, ids_BT: Tensor, reference: Side, served: Side) -> Fidelity:
+    """Sum up what both models make of the text.
 
     Args:
         text: name of the text.
-        ids_BT: the windows.
-        reference: the float32 stream, for its routing.
-        served: the stream of the weights as stored.
-        logits: [B*T, W] of ``reference`` and of ``served``.
+        ids_BT: its windows.
+        reference: the float32 model.
+        served: the model as its weights are stored.
     """
-    kl, nll_reference, nll, same = _compare_rows(ids_BT, *logits)
+    kl, nll_reference, nll, same = _compare_rows(ids_BT, reference, served)
     routing = tuple(
-        _shared_experts(a, b) for a, b in zip(reference.expert_ids, served.expert_ids, strict=True)
+        _shared_experts(a, b)
+        for a, b in zip(reference.stream.expert_ids, served.stream.expert_ids, strict=True)
     )
     return Fidelity(
         text=text,
@@ -115,17 +132,15 @@ def compare(
     )
 
 
-def _compare_rows(
-    ids_BT: Tensor, reference: Tensor, served: Tensor
-) -> tuple[NDArray[np.float64], ...]:
+def _compare_rows(ids_BT: Tensor, reference: Side, served: Side) -> tuple[NDArray[np.float64], ...]:
     """KL, both negative log-likelihoods (not for each window's last token) and top-1 equality."""
     b, t = ids_BT.shape
     has_next = (torch.arange(b * t) % t) != t - 1
     next_ids = ids_BT.flatten().roll(-1)
     kl, nll_reference, nll, same = [], [], [], []
-    for rows in torch.arange(b * t).split(128):  # bounds the float64 temporaries
-        p = reference[rows].double().log_softmax(-1)
-        q = served[rows].double().log_softmax(-1)
+    for start in range(0, b * t, 128):  # logits of the whole text may not fit
+        rows = torch.arange(start, min(start + 128, b * t))
+        p, q = reference.log_probabilities(rows), served.log_probabilities(rows)
         kl.append((p.exp() * (p - q)).sum(-1))
         target = next_ids[rows, None]
         keep = has_next[rows]

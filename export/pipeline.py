@@ -31,7 +31,7 @@ from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 
-DEFAULT_BLOCK_SIZE = 32
+DEFAULT_BLOCK_SIZE = 128
 DEFAULT_FIDELITY_TOKENS = 2048
 
 
@@ -243,7 +243,7 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _serialized(graph: onnx.ModelProto) -> bytes:
-    return graph.SerializeToString(deterministic=True)
+    return bytes(graph.SerializeToString(deterministic=True))
 
 
 def _write_small_files(checkpoint: Path, graphs: Graphs, work: Path) -> dict[str, FileInfo]:

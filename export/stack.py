@@ -98,7 +98,7 @@ class GraphAssembly:
             name = f"constant.{len(self._constants)}"
             value = ir.Value(
                 name=name,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.numpy().shape),
                 type=ir.TensorType(tensor.dtype),
                 const_value=ir.tensor(tensor.numpy(), name=name),
             )

@@ -48,7 +48,6 @@ class Stream:
         """All of a layer but its routed experts. ``weights``: by name within the layer."""
         module = self._load(layer, weights)
         b, t, _ = self.hidden.shape
-        width = self.config.cache_row_size
         # One window at a time: the attention scores are the largest thing alive.
         windows = [
             module.attention_block(
@@ -87,16 +86,14 @@ class Stream:
         out = self._quantized(self._activated[expert]) @ weight.T
         self.hidden[routed] += share[:, None] * out
 
-    def logits(self, norm: Tensor, head: Tensor) -> Tensor:
-        """Finish: [B*T, W] from the final norm's weight [D] and the head's [W,D]."""
+    def head_input(self, norm: Tensor) -> Tensor:
+        """Finish: what the head is applied to, [B*T,D]. ``norm`` [D] is the final norm's weight."""
         module = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         module.weight = nn.Parameter(norm, requires_grad=False)
-        hidden = module(self.hidden).flatten(0, 1)
+        hidden: Tensor = module(self.hidden).flatten(0, 1)
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         block_size = self.block_sizes.get(f"{name}.weight")
-        if block_size is not None:
-            hidden = fake_quantize(hidden, block_size)
-        return hidden @ head.T
+        return hidden if block_size is None else fake_quantize(hidden, block_size)
 
     def _chosen(self, expert: int) -> Tensor:
         return self.expert_ids[-1] == expert

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig
-from shoal.export.fidelity import Fidelity, compare
+from shoal.export.fidelity import Fidelity, Side, compare
 from shoal.export.names import Source
 from shoal.export.streams import Stream, Weights
 from shoal.export.weights import WeightSink
@@ -111,19 +111,15 @@ class Transfer:
                 self._move(name)
             return None
         if write:
-            weight, _ = self._move(name, keep_served=False)
+            weight, served = self._move(name)
         else:
             weight = self._sources[name].load(self._checkpoint)
-        reference = self._reference.logits(self._norm, weight)
-        weight = self._as_served(name, weight)
-        served = self._served.logits(self._norm, weight)
-        return compare(
-            self._text.name,
-            self._text.ids_BT,
-            self._reference,
-            self._served,
-            (reference, served),
-        )
+            served = self._as_served(name, weight)
+        sides = [
+            Side(stream=stream, head_input=stream.head_input(self._norm), head=head)
+            for stream, head in ((self._reference, weight), (self._served, served))
+        ]
+        return compare(self._text.name, self._text.ids_BT, *sides)
 
     def _mtp(self, names: list[str]) -> None:
         for name in names:

@@ -49,7 +49,7 @@ class FileSink:
         assert name == expected, f"{name} written where {expected} is due"
         self._append(bytes(info.offset - self._position))
         for chunk in chunks:
-            self._append(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+            self._append(_raw_bytes(chunk))
             self._progress(self._position, self._total_bytes, name)
         written = self._position - info.offset
         assert written == info.size, f"{name}: {written} bytes written, {info.size} planned"
@@ -96,7 +96,7 @@ class CompareSink:
         if info is not None:
             self._file.seek(info.offset)
         for chunk in chunks:  # always consumed: the fidelity pass rides on it
-            data = memoryview(np.ascontiguousarray(chunk)).cast("B")
+            data = _raw_bytes(chunk)
             same = same and self._file.read(len(data)) == data
             offset += len(data)
             if info is not None:
@@ -107,3 +107,8 @@ class CompareSink:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _raw_bytes(chunk: NDArray[np.generic]) -> memoryview:
+    """The bytes of an array, without copying it where it is contiguous."""
+    return np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data

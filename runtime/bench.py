@@ -12,7 +12,7 @@ import numpy as np
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.context import Context
-from shoal.runtime.inspect import cache_token_bytes
+from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.machine import ResidentMemory, read_cpu, read_resident
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.report import (
@@ -139,7 +139,7 @@ def _decode_all(context: Context, depth: int, ids: list[int]) -> None:
 
 def _token_bytes(model: Model, depth: int) -> int:
     """Bytes one decoded token must read: its weights and the cache of all tokens before it."""
-    return model.manifest.token_read_bytes + depth * cache_token_bytes(model.manifest.model)
+    return model.manifest.token_read_bytes + depth * bundle_cache_token_bytes(model.manifest.model)
 
 
 def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ def _describe(args: argparse.Namespace, model: Model, load_s: float) -> dict[str
         "cpu_features": list(cpu.features),
         "load_ms": load_s * 1000,
         "token_read_bytes": model.manifest.token_read_bytes,
-        "cache_token_bytes": cache_token_bytes(model.manifest.model),
+        "cache_token_bytes": bundle_cache_token_bytes(model.manifest.model),
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
     }

@@ -254,7 +254,8 @@ class Context:
                 weights_TK = outputs.routing.expert_weights[index, rows]
                 binding.bind_output(expert_ids_output(layer), ids_TK[None])
                 binding.bind_output(expert_weights_output(layer), weights_TK[None])
-        binding.run()
+        # The scores of a long chunk are far more memory than the steps that follow need.
+        binding.run(release_memory=count > _SMALLEST_CHUNK and start + count == outputs.count)
         return hidden_TD
 
     def _run_head(self, hidden_TD: FloatArray, logits_TW: FloatArray) -> None:
@@ -287,6 +288,7 @@ class _Outputs:
                 f"context: no memory for the results of {count} tokens (logits take "
                 f"{megabytes:.0f} MB); ask for fewer tokens at a time"
             ) from error
+        self.count = count
         self.last_hidden = np.empty(info.hidden_size, np.float32)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import ShoalError
+from shoal.graphs.footprint import loaded_weight_bytes
 from shoal.runtime.bundle import Bundle, check_machine
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
-from shoal.runtime.inspect import PORTABLE_WEIGHT_COPY
 from shoal.runtime.machine import Cpu, Memory, read_cpu, read_memory
 from shoal.runtime.op_forms import op_forms
 from shoal.runtime.report import (
@@ -136,8 +136,7 @@ def check_bundle(folder: Path, memory: Memory | None, warnings: list[str]) -> di
         ShoalError: the bundle does not open.
     """
     bundle = Bundle.open(folder)
-    weights_bytes = sum(tensor.size for tensor in bundle.manifest.tensors.values())
-    needed_bytes = int(weights_bytes * PORTABLE_WEIGHT_COPY)
+    needed_bytes = loaded_weight_bytes(bundle.manifest.tensors)
     report = {
         "path": str(folder),
         "weights": bundle.manifest.weights,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.fidelity import fidelity_rows
+from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 from shoal.graphs.manifest import Manifest, ModelInfo
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.report import (
@@ -18,13 +19,6 @@ from shoal.runtime.report import (
     write_lines,
     write_pairs,
 )
-
-CACHE_VALUE_BYTES = 4  # the latent cache holds float32
-
-# The portable form copies weights to the heap when it loads, repacked. Measured on x86-64 with
-# blocks of 128: 1.07 times the weights in the file; smaller blocks repack to more.
-PORTABLE_WEIGHT_COPY = 1.07
-_CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
 
 
 def inspect_command(args: argparse.Namespace) -> int:
@@ -42,6 +36,8 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Everything ``shoal inspect`` says about a bundle, as JSON-ready values."""
     model = manifest.model
     weights_bytes = sum(tensor.size for tensor in manifest.tensors.values())
+    loaded_bytes = loaded_weight_bytes(manifest.tensors)
+    token_bytes = bundle_cache_token_bytes(model)
     return {
         "kind": "bundle",
         "path": str(folder),
@@ -60,43 +56,18 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "parameters": model.parameters,
         "active_parameters": model.active_parameters,
         "token_read_bytes": manifest.token_read_bytes,
-        "cache_token_bytes": cache_token_bytes(model),
+        "cache_token_bytes": token_bytes,
         "weights_bytes": weights_bytes,
         "files": {name: info.size for name, info in manifest.files.items()},
-        "memory": memory_needed(weights_bytes, cache_token_bytes(model), model),
+        "memory": memory_by_context(loaded_bytes, token_bytes, model.max_position_embeddings),
         "fidelity": manifest.fidelity,
         "notes": list(manifest.notes),
     }
 
 
-def cache_token_bytes(model: ModelInfo) -> int:
-    """Bytes of latent cache per token: (C + R) float32 values in each layer, nothing else."""
-    width = model.kv_lora_rank + model.qk_rope_head_dim
-    return width * CACHE_VALUE_BYTES * model.num_hidden_layers
-
-
-def memory_needed(weights_bytes: int, token_bytes: int, model: ModelInfo) -> list[dict[str, int]]:
-    """Estimated memory of the portable form by context length.
-
-    Args:
-        weights_bytes: size of all tensors in the file.
-        token_bytes: latent cache of one token.
-        model: its context limit ends the list.
-
-    Returns:
-        One entry per context length: tokens, cache, and cache plus the repacked weights.
-    """
-    limit = model.max_position_embeddings
-    lengths = [length for length in _CONTEXT_TOKENS if length < limit] + [limit]
-    weights = int(weights_bytes * PORTABLE_WEIGHT_COPY)
-    return [
-        {
-            "context_tokens": length,
-            "cache_bytes": length * token_bytes,
-            "memory_bytes": weights + length * token_bytes,
-        }
-        for length in lengths
-    ]
+def bundle_cache_token_bytes(model: ModelInfo) -> int:
+    """Latent cache of one token of a bundle's model."""
+    return cache_token_bytes(model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers)
 
 
 def _write_report(report: dict[str, Any]) -> None:

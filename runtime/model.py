@@ -13,21 +13,20 @@ from shoal.graphs.contract import (
     expert_ids_output,
     expert_weights_output,
 )
-from shoal.graphs.errors import InputError
-from shoal.graphs.manifest import Manifest, ModelInfo
+from shoal.graphs.errors import BundleError, InputError
+from shoal.graphs.manifest import Manifest
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, FloatArray, PrefillProgress, Routing
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.sampling import SamplingOptions
-from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
+from shoal.runtime.session import GraphSession, Kernels, Port, SessionSettings, choose_settings
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, special_tokens
 
 if TYPE_CHECKING:
     from shoal.runtime.chat import ChatTemplate, Message
 
-_FLOAT = "tensor(float)"
-_INTEGER = "tensor(int64)"
+_EMBEDDING = "embed_tokens.weight"
 
 
 def open_bundle(
@@ -64,8 +63,7 @@ class Model:
         self._info = bundle.manifest.model
         self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
-        self._decoder.require(_decoder_inputs(self._info), _decoder_outputs(self._info))
-        self._head.require({"hidden": _FLOAT}, {"logits": _FLOAT})
+        _check_graphs(bundle.manifest, self._decoder, self._head)
 
     @property
     def manifest(self) -> Manifest:
@@ -256,13 +254,30 @@ class Model:
         return ChatTemplate(source, special_tokens(self._tokenizer_config), where)
 
 
-def _decoder_inputs(info: ModelInfo) -> dict[str, str]:
-    caches = {cache_input(layer): _FLOAT for layer in range(info.num_hidden_layers)}
-    return {"input_ids": _INTEGER, "position_ids": _INTEGER, **caches}
+def _check_graphs(manifest: Manifest, decoder: GraphSession, head: GraphSession) -> None:
+    """Kernels trust sizes and ids, so manifest and graphs must agree before anything runs.
 
-
-def _decoder_outputs(info: ModelInfo) -> dict[str, str]:
-    caches = {cache_output(layer): _FLOAT for layer in range(info.num_hidden_layers)}
-    ids = {expert_ids_output(layer): _INTEGER for layer in info.moe_layers}
-    weights = {expert_weights_output(layer): _FLOAT for layer in info.moe_layers}
-    return {"hidden": _FLOAT, **caches, **ids, **weights}
+    Raises:
+        BundleError: they do not.
+    """
+    info = manifest.model
+    layers = range(info.num_hidden_layers)
+    ids = Port(type="tensor(int64)", width=None)
+    hidden = Port(type="tensor(float)", width=info.hidden_size)
+    cache = Port(type="tensor(float)", width=info.kv_lora_rank + info.qk_rope_head_dim)
+    expert_ids = Port(type="tensor(int64)", width=info.num_experts_per_tok)
+    expert_weights = Port(type="tensor(float)", width=info.num_experts_per_tok)
+    decoder.require(
+        {"input_ids": ids, "position_ids": ids} | {cache_input(layer): cache for layer in layers},
+        {"hidden": hidden}
+        | {cache_output(layer): cache for layer in layers}
+        | {expert_ids_output(layer): expert_ids for layer in info.moe_layers}
+        | {expert_weights_output(layer): expert_weights for layer in info.moe_layers},
+    )
+    head.require({"hidden": hidden}, {"logits": Port(type="tensor(float)", width=info.vocab_size)})
+    embedding = manifest.tensors.get(_EMBEDDING)
+    if embedding is not None and embedding.shape[0] != info.vocab_size:
+        raise BundleError(
+            f"{decoder.path.parent}: {_EMBEDDING} has {embedding.shape[0]} rows, expected "
+            f"vocab_size {info.vocab_size}; re-export the bundle"
+        )

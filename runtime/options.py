@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-DEFAULT_BLOCK_SIZE = 32  # these two are the exporter's own; a test compares them
+from shoal.runtime.option_types import (
+    length_list,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    positive_length_list,
+    probability,
+    probability_or_zero,
+)
+
+DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
@@ -331,53 +339,6 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
         "auto takes what is there (default: auto)",
     )
-
-
-def _number(
-    text: str, kind: Callable[[str], float], allowed: str, low: float, high: float
-) -> float:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (low <= value <= high and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"expected {allowed}, found {text!r}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """Option type: a whole number from 1 on."""
-    return int(_number(text, int, "a whole number from 1 on", 1, 2**31 - 1))
-
-
-def non_negative_int(text: str) -> int:
-    """Option type: a whole number from 0 on."""
-    return int(_number(text, int, "a whole number from 0 on", 0, 2**63 - 1))
-
-
-def non_negative_float(text: str) -> float:
-    """Option type: a finite number from 0 on."""
-    return _number(text, float, "a number from 0 on", 0.0, math.inf)
-
-
-def probability(text: str) -> float:
-    """Option type: a number above 0, up to 1."""
-    return _number(text, float, "a number above 0, up to 1", math.ulp(0.0), 1.0)
-
-
-def probability_or_zero(text: str) -> float:
-    """Option type: a number from 0 to 1."""
-    return _number(text, float, "a number from 0 to 1", 0.0, 1.0)
-
-
-def length_list(text: str) -> tuple[int, ...]:
-    """Option type: whole numbers from 0 on with commas between them; duplicates are dropped."""
-    return tuple(sorted({non_negative_int(part) for part in text.split(",")}))
-
-
-def positive_length_list(text: str) -> tuple[int, ...]:
-    """Option type: whole numbers from 1 on with commas between them; duplicates are dropped."""
-    return tuple(sorted({positive_int(part) for part in text.split(",")}))
 
 
 if __name__ == "__main__":

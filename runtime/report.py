@@ -15,8 +15,8 @@ _PLAIN_WIDTH = 120  # columns when stdout is no terminal: nothing to fit into
 
 
 def write_json(report: Mapping[str, Any]) -> None:
-    """Print a report as JSON; numbers that JSON does not have (NaN, infinity) become null."""
-    text = json.dumps(_finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    """Print a report as ASCII JSON; numbers that JSON does not have (NaN, infinity) become null."""
+    text = json.dumps(_finite(report), indent=1, allow_nan=False)
     sys.stdout.write(text + "\n")
 
 

@@ -70,6 +70,14 @@ def default_threads() -> int:
     return max(1, min(cpu.physical_cores, math.ceil(cpu.quota_cpus)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """What a graph input or output must be like."""
+
+    type: Literal["tensor(float)", "tensor(int64)"]
+    width: int | None  # size of the last dimension, None if it may vary
+
+
 class GraphSession:
     """One loaded graph. Runs of it may happen in several threads at once.
 
@@ -97,44 +105,31 @@ class GraphSession:
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot load it "
                 f"({_reason(error)}); re-export it or upgrade onnxruntime"
             ) from error
-        self.inputs = {node.name: _Signature(node) for node in self._session.get_inputs()}
-        self.outputs = {node.name: _Signature(node) for node in self._session.get_outputs()}
+        self.inputs = {node.name: _port(node) for node in self._session.get_inputs()}
+        self.outputs = {node.name: _port(node) for node in self._session.get_outputs()}
         _log.debug("%s: loaded with %d threads", path, settings.threads)
 
-    def require(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    def require(self, inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> None:
         """Check that the graph has exactly these inputs and at least these outputs.
-
-        Args:
-            inputs: onnxruntime's type for each name, such as "tensor(float)".
-            outputs: the same for outputs.
 
         Raises:
             BundleError: it has not.
         """
-        found_inputs = {name: node.type for name, node in self.inputs.items()}
-        found_outputs = {name: self.outputs[name].type for name in outputs if name in self.outputs}
+        found_outputs = {name: self.outputs[name] for name in outputs if name in self.outputs}
         for kind, found, expected in (
-            ("inputs", found_inputs, inputs),
+            ("inputs", self.inputs, inputs),
             ("outputs", found_outputs, outputs),
         ):
-            wrong = sorted(dict(found.items() ^ dict(expected).items()))
+            wrong = sorted({name for name, _ in found.items() ^ expected.items()})
             if wrong:
                 raise BundleError(
-                    f"{self.path}: {kind} differ from the bundle contract at "
+                    f"{self.path}: {kind} differ from the manifest at "
                     f"{', '.join(ascii(name) for name in wrong[:5])}; re-export the bundle"
                 )
 
     def new_binding(self) -> Binding:
         """A set of buffers to run this graph on; one per context."""
         return Binding(self._session, str(self.path))
-
-
-class _Signature:
-    """Type and shape of a graph input or output as onnxruntime reports them."""
-
-    def __init__(self, node: Any) -> None:
-        self.type: str = node.type
-        self.shape: list[int | str | None] = node.shape
 
 
 class Binding:
@@ -175,19 +170,32 @@ class Binding:
         """Write ``name`` to memory the caller keeps alive."""
         self._binding.bind_output(name, "cpu", 0, np.dtype(dtype).type, shape, address)
 
-    def run(self) -> None:
+    def run(self, *, release_memory: bool = False) -> None:
         """Run the graph on what is bound.
+
+        Args:
+            release_memory: give scratch memory back to the system afterwards, instead of keeping
+                it for the next run.
 
         Raises:
             RuntimeFailure: onnxruntime refuses or fails.
         """
+        options = None
+        if release_memory:
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as error:  # onnxruntime's classes have no common root
             advice = "free memory" if _is_memory_error(error) else "re-export the bundle"
             raise RuntimeFailure(
                 f"{self._where}: onnxruntime failed ({_reason(error)}); {advice}"
             ) from error
+
+
+def _port(node: Any) -> Port:
+    width = node.shape[-1] if node.shape else None
+    return Port(type=node.type, width=width if isinstance(width, int) else None)
 
 
 def _session_options(settings: SessionSettings) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import warnings
@@ -172,6 +173,17 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert process.returncode == 141
 
 
+def test_text_that_the_terminal_cannot_show_is_no_error() -> None:
+    script = (
+        "import sys; from shoal.runtime import cli\n"
+        "cli.find_command = lambda args: lambda args: sys.stdout.write('a\\u6df1b') and 0\n"
+        "sys.exit(cli.main(['doctor']))\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", script]
+    assert subprocess.check_output(command, env=environment, timeout=60) == b"a?b"
+
+
 def test_missing_export_extra_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -196,7 +208,7 @@ def test_missing_export_extra_says_what_to_install(
         ["verify", "NOWHERE"],
         ["inspect", "NOWHERE"],
         ["bench", "NOWHERE"],
-        ["export", "NOWHERE", "NOWHERE/b"],
+        ["export", "NOWHERE", "NOWHERE-b"],
     ],
 )
 def test_a_path_that_is_not_there_is_one_line(
@@ -206,9 +218,10 @@ def test_a_path_that_is_not_there_is_one_line(
     assert cli.main(here) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert "nowhere" in captured.err
-    assert captured.err.count("\n") == 1
+    *progress, line = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere" in line
+    assert all(text.startswith("export: ") for text in progress)
 
 
 def test_warnings_of_shoal_are_one_line_and_others_are_quiet(

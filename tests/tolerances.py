@@ -7,3 +7,23 @@ FLOAT32_SUMS = 1e-5
 
 SAMPLING_PROBABILITY = 1e-12
 """Relative: float64 sums of up to a few thousand terms in different orders."""
+
+PARITY = 1e-4
+"""Absolute, of float32 logits of order 1 to 10 after a few layers: torch against transformers, which
+expands keys and values, multiplies in another order and sums experts in another order."""
+
+ROUNDING_TIE = 1e-3
+"""In int8 steps: a float32 value this close to a rounding tie may get either of two codes, because
+onnxruntime, torch and NumPy compute exp differently in the last bits (127 * 1e-6 steps)."""
+
+ATTENTION_FORMS = 1e-4
+"""Relative to the largest value: absorbed and expanded attention multiply in another order, and
+softmax raises the error of a score to its exponent."""
+
+FLOAT32_LOGITS = 1e-4
+"""Absolute, for logits around 10: one float32 graph on chunks of other sizes."""
+
+INT8_CHUNKING_KL = 2e-4
+"""Mean KL divergence of the int8 tiny model on English text read in chunks of other sizes. Its
+activations are rounded to 8 bits, so a float32 difference of 1e-7 now and then moves one of them
+by a whole step; 2e-5 to 3e-5 were measured, and int8 itself may cost 2e-3."""

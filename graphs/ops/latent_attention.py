@@ -152,7 +152,7 @@ def float_latent_attention(
     exps_BHTS = np.exp(masked_BHTS - masked_BHTS.max(axis=-1, keepdims=True))
     shares_BHTS = exps_BHTS / exps_BHTS.sum(axis=-1, keepdims=True)
     y = np.einsum("bhts,bhsv->bthv", shares_BHTS, values_BHSV, optimize=True)
-    return y.astype(np.float32), cache_out
+    return y.astype(np.float32, order="C"), cache_out
 
 
 def latent_attention(

@@ -81,8 +81,9 @@ def _scores(logits: Floats, scoring_func: str) -> Floats:
         with np.errstate(over="ignore"):  # exp may reach inf; 1 / inf is the right 0
             scores: Floats = np.reciprocal(1 + np.exp(-logits))
         return scores
-    exps: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exps / exps.sum(axis=-1, keepdims=True)
+    exps = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Floats = exps / exps.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _top(values: Floats, count: int) -> NDArray[np.int64]:

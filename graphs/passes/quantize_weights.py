@@ -114,9 +114,7 @@ def _replace(
     for old, new in zip(node.outputs, new_node.outputs, strict=True):
         new.name, new.shape, new.type = old.name, old.shape, old.type
     graph.insert_before(node, new_node)
-    ir.convenience.replace_all_uses_with(
-        node.outputs, new_node.outputs, replace_graph_outputs=True
-    )
+    ir.convenience.replace_all_uses_with(node.outputs, new_node.outputs, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 

@@ -56,7 +56,7 @@ def weight_shape(value: ir.Value | None) -> tuple[int, ...]:
     """The shape of a weight."""
     assert value is not None, "a weight is no absent input"
     assert value.shape is not None, f"{value.name} has a shape"
-    return tuple(int(n) for n in value.shape)
+    return tuple(n for n in value.shape if isinstance(n, int))
 
 
 def replace_initializers(graph: ir.Graph, replacements: dict[str, list[ir.Value]]) -> None:

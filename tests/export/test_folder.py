@@ -56,9 +56,14 @@ def test_an_error_on_the_way_leaves_the_target_as_it_was(
 ) -> None:
     target = tmp_path / "bundle"
     make_bundle(target)
-    with pytest.raises(error), replaced_folder(target, force=True) as work:
-        (work / MANIFEST_FILE).write_text("half")
-        raise error
+
+    def export_and_fail() -> None:
+        with replaced_folder(target, force=True) as work:
+            (work / MANIFEST_FILE).write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        export_and_fail()
     assert (target / MANIFEST_FILE).read_text() == "old"
     assert leftovers(tmp_path, target) == []
 

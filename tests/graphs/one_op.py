@@ -12,6 +12,7 @@ import onnx
 import onnx.helper
 import onnxruntime as ort
 from numpy.typing import NDArray
+
 from shoal.graphs.contract import OP_DOMAIN, WEIGHT_ALIGNMENT_BYTES
 from shoal.graphs.functions import IR_VERSION, OPSET_IMPORTS, function_protos
 from shoal.graphs.ops.spec import Attributes
@@ -20,7 +21,7 @@ from shoal.graphs.ops.table import OPS
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
-WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv"}
+WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales"}
 
 
 class OneOpModels:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tolerances import SAMPLING_PROBABILITY
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime.sampling import SamplingOptions, candidates, choose_token
-from tests.tolerances import SAMPLING_PROBABILITY
 
 
 def slow_candidates(logits, options):

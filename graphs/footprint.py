@@ -1,0 +1,67 @@
+"""Memory a model needs to run: the weights as the portable form holds them, and the latent cache.
+
+Standard library only; the figures are the same for a bundle and for a checkpoint yet to export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shoal.graphs.manifest import TensorInfo
+
+CACHE_VALUE_BYTES = 4
+"""The latent cache holds float32."""
+
+_SCALES = "_scales"
+_EXPANDED = (".w_uk", ".w_uv")  # turned into float32 once, when the graph is loaded
+_CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
+
+
+def cache_token_bytes(kv_lora_rank: int, qk_rope_head_dim: int, num_hidden_layers: int) -> int:
+    """Latent cache of one token: C + R values in each layer, nothing else."""
+    return (kv_lora_rank + qk_rope_head_dim) * CACHE_VALUE_BYTES * num_hidden_layers
+
+
+def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
+    """Memory the weights take in the portable form, which repacks int8 weights when it loads.
+
+    Repacking keeps the bytes of a weight and stores a sum beside each scale. The embedding stays in
+    the mapped file, of which a token touches one row; MTP modules are not loaded until drafting.
+
+    Args:
+        tensors: the tensors of weights.bin.
+    """
+    return sum(_loaded_bytes(name, info) for name, info in tensors.items())
+
+
+def _loaded_bytes(name: str, info: TensorInfo) -> int:
+    weight = name.removesuffix(_SCALES)
+    if weight.startswith(("mtp.", "embed_tokens.")):
+        return 0
+    if weight.endswith(_EXPANDED):
+        return 0 if name != weight else info.size * (4 if info.dtype == "uint8" else 1)
+    return info.size if name == weight else 2 * info.size
+
+
+def memory_by_context(
+    weight_bytes: int, token_bytes: int, max_position_embeddings: int
+) -> list[dict[str, int]]:
+    """Memory needed by length of the context.
+
+    Args:
+        weight_bytes: see ``loaded_weight_bytes``.
+        token_bytes: see ``cache_token_bytes``.
+        max_position_embeddings: the model's longest context, with which the list ends.
+
+    Returns:
+        For each length: tokens, bytes of cache, and bytes of cache and weights together.
+    """
+    lengths = [length for length in _CONTEXT_TOKENS if length < max_position_embeddings]
+    return [
+        {
+            "context_tokens": length,
+            "cache_bytes": length * token_bytes,
+            "memory_bytes": weight_bytes + length * token_bytes,
+        }
+        for length in [*lengths, max_position_embeddings]
+    ]

@@ -1,0 +1,54 @@
+"""What option values may be: each function turns a text into a value or says what it expected."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def _number(
+    text: str, kind: Callable[[str], float], allowed: str, low: float, high: float
+) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (low <= value <= high and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"expected {allowed}, found {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Option type: a whole number from 1 on."""
+    return int(_number(text, int, "a whole number from 1 on", 1, 2**31 - 1))
+
+
+def non_negative_int(text: str) -> int:
+    """Option type: a whole number from 0 on."""
+    return int(_number(text, int, "a whole number from 0 on", 0, 2**63 - 1))
+
+
+def non_negative_float(text: str) -> float:
+    """Option type: a finite number from 0 on."""
+    return _number(text, float, "a number from 0 on", 0.0, math.inf)
+
+
+def probability(text: str) -> float:
+    """Option type: a number above 0, up to 1."""
+    return _number(text, float, "a number above 0, up to 1", math.ulp(0.0), 1.0)
+
+
+def probability_or_zero(text: str) -> float:
+    """Option type: a number from 0 to 1."""
+    return _number(text, float, "a number from 0 to 1", 0.0, 1.0)
+
+
+def length_list(text: str) -> tuple[int, ...]:
+    """Option type: whole numbers from 0 on with commas between them; duplicates are dropped."""
+    return tuple(sorted({non_negative_int(part) for part in text.split(",")}))
+
+
+def positive_length_list(text: str) -> tuple[int, ...]:
+    """Option type: whole numbers from 1 on with commas between them; duplicates are dropped."""
+    return tuple(sorted({positive_int(part) for part in text.split(",")}))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shoal.graphs.ops.table import OPS
+from shoal.runtime import doctor
+from shoal.runtime.cli import main
+from shoal.runtime.machine import Cpu
+from shoal.runtime.op_forms import int8_instructions, op_forms
+
+PI5 = Cpu(
+    model="Raspberry Pi 5",
+    architecture="aarch64",
+    features=("asimddp",),
+    usable_cpus=4,
+    physical_cores=4,
+    quota_cpus=None,
+)
+PC = replace(PI5, architecture="x86_64", features=("avx2", "avx512_vnni"))
+
+
+def test_report_is_json_and_the_exit_code_says_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"]
+    assert report["versions"]["onnxruntime"]
+    assert report["cpu"]["physical_cores"] >= 1
+    assert {op["form"] for op in report["ops"]} == {"portable"}
+
+
+def test_table_names_versions_machine_and_ops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for text in ("onnxruntime", "processor", "Form of each op", "SparseExperts", "Ready to run"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [(None, "not installed"), ("1.30.0", "older than 1.32"), ("0.9", "older than 1.32")],
+)
+def test_wrong_onnxruntime_is_an_error(version: str | None, text: str) -> None:
+    (error,) = doctor.installation_errors(version)
+    assert text in error
+    assert "pip install" in error
+
+
+@pytest.mark.parametrize("version", ["1.32.0", "1.33", "2.0.0.dev1"])
+def test_new_enough_onnxruntime_is_none(version: str) -> None:
+    assert doctor.installation_errors(version) == []
+
+
+def test_good_machines_have_no_warnings() -> None:
+    assert doctor.machine_warnings(PI5) == []
+    assert doctor.machine_warnings(PC) == []
+
+
+@pytest.mark.parametrize(
+    ("cpu", "text"),
+    [
+        (replace(PI5, features=()), "asimddp"),
+        (replace(PC, features=()), "AVX2"),
+        (replace(PC, quota_cpus=1.5), "1.5 processors of 4"),
+    ],
+)
+def test_what_slows_a_machine_down_is_a_warning(cpu: Cpu, text: str) -> None:
+    (warning,) = doctor.machine_warnings(cpu)
+    assert text in warning
+
+
+def test_a_bundle_that_does_not_open_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 1
+    assert "error: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        (PC, "AVX512-VNNI"),
+        (PI5, "dot product"),
+        (replace(PC, features=("avx2",)), "AVX2"),
+        (replace(PC, features=()), "no 8-bit instructions"),
+    ],
+)
+def test_int8_instructions_are_named(cpu: Cpu, name: str) -> None:
+    assert int8_instructions(cpu) == name
+
+
+def test_forms_cover_the_op_set() -> None:
+    shown = {form.op for weights in ("int8", "fp32") for form in op_forms(weights, PC)}
+    assert shown == set(OPS) - {"DequantizeBlocks"}  # runs once, inside LatentAttention

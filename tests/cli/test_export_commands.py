@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.export import cli as export_cli
+from shoal.export.pipeline import ExportReport, VerifyReport
+from shoal.export.progress import ExportProgress
+from shoal.graphs.manifest import Manifest
+from shoal.runtime.bundle import Bundle
+from shoal.runtime.cli import main
+
+
+class FakeBundle:
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def verify_files(self, progress: Any) -> None:
+        progress(1, 2, "weights.bin")
+        progress(2, 2, "weights.bin")
+
+
+@pytest.fixture
+def export_calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+
+    def fake_export(checkpoint: Path, bundle: Path, **options: Any) -> ExportReport:
+        calls.append({"checkpoint": checkpoint, "bundle": bundle} | options)
+        options["progress"](5_000_000, 10_000_000, "layers.0")
+        return ExportReport(
+            bundle=bundle, manifest=manifest, seconds=1.0, peak_memory_bytes=300_000_000
+        )
+
+    monkeypatch.setattr(export_cli, "export_bundle", fake_export)
+    return calls
+
+
+def test_options_reach_the_exporter(export_calls: list[dict[str, Any]]) -> None:
+    argv = ["export", "c", "b", "--weights", "fp32", "--block-size", "64", "--force"]
+    argv += ["--fidelity-text", "t.txt", "--fidelity-tokens", "99", "--no-fidelity"]
+    assert main(argv) == 0
+    (call,) = export_calls
+    del call["progress"]
+    assert call == {
+        "checkpoint": Path("c"),
+        "bundle": Path("b"),
+        "weights": "fp32",
+        "block_size": 64,
+        "force": True,
+        "fidelity": False,
+        "fidelity_text": Path("t.txt"),
+        "fidelity_tokens": 99,
+    }
+
+
+def test_report_goes_to_stdout_and_progress_to_stderr(
+    export_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "c", "b"]) == 0
+    captured = capsys.readouterr()
+    assert "at most 300 MB memory" in captured.out
+    assert "note: only the first MTP module was exported" in captured.out
+    assert "export:  50%, 5 of 10 MB" in captured.err
+
+
+def test_export_json_is_the_only_thing_on_stdout(
+    export_calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "c", "b", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bundle_bytes"] == 2_100_000
+    assert report["peak_memory_bytes"] == 300_000_000
+
+
+def test_progress_lines_are_few_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with ExportProgress("export") as progress:
+        for done in range(1, 1001):
+            progress(done * 1000, 1_000_000, "x")
+    lines = capsys.readouterr().err.splitlines()
+    assert 10 <= len(lines) <= 13
+    assert lines[-1] == "export: 100%, 1 of 1 MB"
+
+
+def test_progress_bar_is_drawn_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with ExportProgress("export") as progress:
+        progress(500_000, 1_000_000, "layers.1[0]")
+    assert "export" in capsys.readouterr().err
+
+
+def test_verify_reads_every_byte(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Bundle, "open", lambda path: FakeBundle(manifest))
+    assert main(["verify", "b"]) == 0
+    assert capsys.readouterr().out == "b: 1 files, 2.1 MB, every byte as its manifest says\n"
+    assert main(["verify", "b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "bundle": "b",
+        "ok": True,
+        "files": 1,
+        "bytes": 2_100_000,
+    }
+
+
+@pytest.mark.parametrize(("differing", "code"), [((), 0), (("lm_head.weight", "head.onnx"), 1)])
+def test_verify_against_a_checkpoint_names_what_differs(
+    differing: tuple[str, ...],
+    code: int,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = VerifyReport(tensors=7, differing=differing, fidelity=None)
+    monkeypatch.setattr(Bundle, "open", lambda path: FakeBundle(manifest))
+    monkeypatch.setattr(export_cli, "verify_against_checkpoint", lambda *a, **k: report)
+    assert main(["verify", "b", "--checkpoint", "c"]) == code
+    captured = capsys.readouterr()
+    if differing:
+        assert "2 parts differ from what c gives: lm_head.weight, head.onnx" in captured.err
+    else:
+        assert "7 tensors and all graphs are what c gives" in captured.out
+    assert main(["verify", "b", "--checkpoint", "c", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["ok"] is not bool(differing)

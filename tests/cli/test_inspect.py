@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.export.inspect_checkpoint import checkpoint_report
+from shoal.graphs.fidelity import fidelity_rows
+from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
+from shoal.graphs.manifest import Manifest, TensorInfo
+from shoal.runtime.cli import main
+from shoal.runtime.inspect import bundle_report
+
+TINY = Path(__file__).parents[2] / "checkpoints" / "tiny-v3"
+
+
+def tensor(dtype: str, size: int) -> TensorInfo:
+    return TensorInfo(dtype=dtype, shape=(size,), offset=0, size=size)
+
+
+def test_cache_is_c_plus_r_floats_per_layer() -> None:
+    assert cache_token_bytes(512, 64, 27) == 576 * 4 * 27
+
+
+def test_loaded_weights_are_repacked_copies_without_embedding_and_mtp() -> None:
+    tensors = {
+        "embed_tokens.weight": tensor("uint8", 1000),
+        "embed_tokens.weight_scales": tensor("float32", 1000),
+        "mtp.0.eh_proj.weight": tensor("uint8", 1000),
+        "layers.0.self_attn.w_uk": tensor("uint8", 10),
+        "layers.0.self_attn.w_uk_scales": tensor("float32", 4),
+        "lm_head.weight": tensor("uint8", 100),
+        "lm_head.weight_scales": tensor("float32", 20),
+        "norm.weight": tensor("float32", 8),
+    }
+    assert loaded_weight_bytes(tensors) == 4 * 10 + 100 + 2 * 20 + 8
+
+
+def test_memory_list_ends_at_the_longest_context() -> None:
+    rows = memory_by_context(1000, 10, 4096)
+    assert [row["context_tokens"] for row in rows] == [2048, 4096]
+    assert rows[-1] == {"context_tokens": 4096, "cache_bytes": 40960, "memory_bytes": 41960}
+
+
+def test_bundle_report_is_json_and_holds_the_headline_numbers(manifest: Manifest) -> None:
+    report = json.loads(json.dumps(bundle_report(Path("b"), manifest)))
+    assert report["parameters"] == 2_000_000
+    assert report["active_parameters"] == 500_000
+    assert report["token_read_bytes"] == 520_000
+    assert report["cache_token_bytes"] == (48 + 16) * 4 * 3
+    assert report["notes"] == ["only the first MTP module was exported"]
+
+
+def test_checkpoint_report_counts_what_the_model_card_says() -> None:
+    report = checkpoint_report(TINY)
+    assert report["parameters"] == pytest.approx(12.82e6, rel=1e-3)
+    assert report["active_parameters"] == pytest.approx(5e6, rel=0.02)
+    assert report["cache_token_bytes"] == (128 + 32) * 4 * 5
+    assert report["num_mtp_layers"] == 1
+    assert report["dtypes"] == ["BF16", "F32"]
+
+
+def test_inspect_tells_a_checkpoint_by_its_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(TINY), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "checkpoint"
+    assert main(["inspect", str(TINY)]) == 0
+    assert "latent cache per token  3200 bytes" in capsys.readouterr().out
+
+
+def test_inspect_refuses_a_folder_that_is_neither(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "expected a bundle (manifest.json) or a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        ({}, []),
+        ({"top1_agreement": 0.5, "router_agreement": None}, ["same likeliest token"]),
+        ({"perplexity": 2.0, "perplexity_reference": 2.0}, ["perplexity"]),
+    ],
+)
+def test_figures_that_were_not_measured_are_left_out(
+    record: dict[str, Any], names: list[str]
+) -> None:
+    assert [name for name, _ in fidelity_rows(record)] == names

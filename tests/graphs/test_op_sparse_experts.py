@@ -1,0 +1,172 @@
+"""Sparse experts: torch, NumPy and onnxruntime against each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tests.graphs.one_op import Array, OneOpModels, assert_near
+from tests.tolerances import FLOAT32_SUMS, ROUNDING_TIE
+
+from shoal.export.model import ops as torch_ops
+from shoal.graphs.ops.linear import linear
+from shoal.graphs.ops.sparse_experts import float_sparse_experts, sparse_experts, swiglu
+from shoal.graphs.quantize import BLOCK_SIZES, Floats, dequantize_blocks, quantize_blocks
+
+E, K = 6, 3
+
+torch_experts: Any = torch_ops.sparse_experts
+
+
+def grid(rng: np.random.Generator, shape: tuple[int, ...], block_size: int) -> Floats:
+    """Activations that lie on the int8 grid, so that every form gives them the same codes."""
+    signed = rng.integers(-127, 128, shape)
+    signed[..., ::block_size] = 127
+    return signed.astype(np.float32) * np.float32(1 / 64)
+
+
+def choose(
+    rng: np.random.Generator, lead: tuple[int, ...], num_experts: int = E, num_chosen: int = K
+) -> dict[str, Array]:
+    """Distinct random experts for each token, with weights."""
+    ids = np.argsort(rng.random((*lead, num_experts)), axis=-1)[..., :num_chosen]
+    return {"expert_ids": ids, "expert_weights": rng.random(ids.shape, np.float32)}
+
+
+def check_forms(
+    models: OneOpModels, rng: np.random.Generator, chosen: dict[str, Array], block_size: int = 16
+) -> None:
+    """Compare the three forms of both ops, over random weights of E experts."""
+    num_experts = max(E, int(chosen["expert_ids"].max()) + 1)
+    d, f, lead = 2 * block_size, 3 * block_size, chosen["expert_ids"].shape[:-1]
+    x = grid(rng, (*lead, d), block_size)
+    gate_up = rng.standard_normal((num_experts, 2 * f, d), np.float32) * np.float32(1 / d)
+    down = rng.standard_normal((num_experts, d, f), np.float32)
+    check_float(models, {"x": x, **chosen, "gate_up": gate_up, "down": down})
+    weights: dict[str, Array] = {}
+    weights["gate_up"], weights["gate_up_scales"] = quantize_blocks(gate_up, block_size)
+    weights["down"], weights["down_scales"] = quantize_blocks(down, block_size)
+    check_int8(models, {"x": x, **chosen, **weights}, block_size)
+
+
+def check_float(models: OneOpModels, inputs: dict[str, Array]) -> None:
+    expected = float_sparse_experts(**inputs)
+    attributes = {"num_experts_per_tok": inputs["expert_ids"].shape[-1]}
+    (found,) = models.run("FloatSparseExperts", attributes, inputs)
+    assert_near(found, expected, FLOAT32_SUMS)
+    by_torch = torch_experts(*(torch.from_numpy(value) for value in inputs.values()))
+    assert_near(by_torch.numpy(), expected, FLOAT32_SUMS)
+
+
+def check_int8(models: OneOpModels, inputs: dict[str, Array], block_size: int) -> None:
+    expected = sparse_experts(**inputs)
+    bound = tie_bound(**inputs)
+    attributes = {
+        "num_experts_per_tok": inputs["expert_ids"].shape[-1],
+        "block_size": block_size,
+    }
+    (found,) = models.run("SparseExperts", attributes, inputs)
+    assert_near(found, expected, FLOAT32_SUMS, bound)
+    floats: list[Array] = [inputs[name] for name in ("x", "expert_ids", "expert_weights")]
+    floats += [dequantize_blocks(inputs[n], inputs[f"{n}_scales"]) for n in ("gate_up", "down")]
+    tensors = [torch.from_numpy(value) for value in floats]
+    by_torch = torch_experts(*tensors, block_size)
+    assert_near(by_torch.numpy(), expected, FLOAT32_SUMS, bound)
+
+
+def tie_bound(
+    x: Floats,
+    expert_ids: NDArray[np.int64],
+    expert_weights: Floats,
+    gate_up: Array,
+    gate_up_scales: Floats,
+    down: Array,
+    down_scales: Floats,
+) -> Floats:
+    """What it may cost that hidden values close to a rounding tie are rounded the other way."""
+    block_size = gate_up.shape[-1] // gate_up_scales.shape[-1]
+    bound = np.zeros_like(x)
+    for token in np.ndindex(expert_ids.shape[:-1]):
+        for e, weight in zip(expert_ids[token], expert_weights[token], strict=True):
+            blocks = gate_up[e].reshape(*gate_up_scales[e].shape, -1)
+            hidden = swiglu(linear(x[token], blocks, gate_up_scales[e])).reshape(-1, block_size)
+            step = np.abs(hidden).max(axis=-1, keepdims=True) / 127
+            position = hidden / step
+            is_tie = np.abs(position - np.floor(position) - 0.5) < ROUNDING_TIE
+            flips = np.where(is_tie, step, 0).reshape(-1)
+            bound[token] += weight * np.abs(dequantize_blocks(down[e], down_scales[e])) @ flips
+    return bound
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("lead", [(1,), (1, 1), (1, 7), (2, 3)])
+def test_forms_agree(
+    models: OneOpModels, rng: np.random.Generator, block_size: int, lead: tuple[int, ...]
+) -> None:
+    check_forms(models, rng, choose(rng, lead), block_size)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    num_tokens=st.integers(1, 20),
+    num_experts=st.integers(1, 9),
+    data=st.data(),
+    seed=st.integers(0, 99),
+)
+def test_forms_agree_for_any_choice(
+    models: OneOpModels, num_tokens: int, num_experts: int, data: st.DataObject, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    num_chosen = data.draw(st.integers(1, num_experts))
+    check_forms(models, rng, choose(rng, (num_tokens,), num_experts, num_chosen))
+
+
+def test_all_tokens_on_one_expert(models: OneOpModels, rng: np.random.Generator) -> None:
+    ids = np.full((13, 1), 4)
+    check_forms(models, rng, {"expert_ids": ids, "expert_weights": rng.random((13, 1), np.float32)})
+
+
+def test_experts_that_nobody_chose(models: OneOpModels, rng: np.random.Generator) -> None:
+    ids = np.tile(np.array([[5, 2]]), (4, 1))
+    check_forms(models, rng, {"expert_ids": ids, "expert_weights": rng.random((4, 2), np.float32)})
+
+
+def test_all_experts_chosen(models: OneOpModels, rng: np.random.Generator) -> None:
+    check_forms(models, rng, choose(rng, (5,), num_chosen=E))
+
+
+def test_weights_of_any_size(models: OneOpModels, rng: np.random.Generator) -> None:
+    chosen = choose(rng, (4,))
+    chosen["expert_weights"] = np.array(
+        [[1, 0, 0.5], [1e-12, 3, 1e-5], [16, 16, 16], [0, 0, 0]], np.float32
+    )
+    check_forms(models, rng, chosen)
+
+
+def test_hand_computed_expert(models: OneOpModels) -> None:
+    # Expert e multiplies silu(20) * 20 = 400 by e + 1, so 0.5 * 1 + 0.25 * 3 gives 500.
+    x = np.full((1, 16), 20, np.float32)
+    gate_up = np.zeros((3, 32, 16), np.float32)
+    gate_up[:, np.arange(32), np.arange(32) // 2] = 1
+    down = np.stack([np.eye(16, dtype=np.float32) * (e + 1) for e in range(3)])
+    chosen = {"expert_ids": np.array([[0, 2]]), "expert_weights": np.array([[0.5, 0.25]], "f")}
+    inputs = {"x": x, **chosen, "gate_up": gate_up, "down": down}
+    (found,) = models.run("FloatSparseExperts", {"num_experts_per_tok": 2}, inputs)
+    assert_near(found, np.full((1, 16), 500, np.float32), FLOAT32_SUMS)
+
+
+def test_large_activations_are_not_clipped(models: OneOpModels, rng: np.random.Generator) -> None:
+    x = grid(rng, (3, 32), 16) * 1024
+    gate_up = rng.standard_normal((E, 64, 32), np.float32)
+    down = rng.standard_normal((E, 32, 32), np.float32)
+    check_float(models, {"x": x, **choose(rng, (3,)), "gate_up": gate_up, "down": down})
+    codes, scales = quantize_blocks(gate_up, 16)
+    down_codes, down_scales = quantize_blocks(down, 16)
+    weights: dict[str, Array] = {"gate_up": codes, "gate_up_scales": scales}
+    weights |= {"down": down_codes, "down_scales": down_scales}
+    check_int8(models, {"x": x, **choose(rng, (3,)), **weights}, 16)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import onnx
+import pytest
+
+from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.graphs.manifest import checksum
+from shoal.runtime import open_bundle
+from shoal.runtime.session import default_threads
+
+TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+class Copy:
+    """A copy of a bundle that can be changed and sealed again, as an attacker would."""
+
+    def __init__(self, source, folder):
+        self.folder = folder
+        shutil.copytree(source, folder)
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+
+    def replace(self, name, content):
+        (self.folder / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.manifest["files"][name] = {"size": len(content), "sha256": digest}
+
+    def remove(self, name):
+        (self.folder / name).unlink()
+        del self.manifest["files"][name]
+
+    def seal(self):
+        self.manifest["manifest_sha256"] = checksum(self.manifest)
+        (self.folder / "manifest.json").write_text(json.dumps(self.manifest))
+        return self.folder
+
+
+@pytest.fixture
+def copy(fp32_bundle, tmp_path):
+    return Copy(fp32_bundle, tmp_path / "copy")
+
+
+def refusal(error, folder):
+    """The one line that opening a bundle is refused with."""
+    with pytest.raises(error) as raised:
+        open_bundle(folder, threads=1)
+    assert str(raised.value).isprintable()
+    return str(raised.value)
+
+
+def test_options_are_reported_and_defaults_chosen(fp32_bundle):
+    model = open_bundle(str(fp32_bundle), kernels="auto")
+    assert (model.threads, model.kernels) == (default_threads(), "portable")
+    assert model.config["model_type"] == "deepseek_v3"
+    assert open_bundle(fp32_bundle, threads=3, kernels="portable").threads == 3
+
+
+def test_native_kernels_that_are_not_there_are_not_replaced_silently(fp32_bundle):
+    with pytest.raises(RuntimeFailure, match="no native kernels; use kernels auto or portable"):
+        open_bundle(fp32_bundle, kernels="native")
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": True}, {"kernels": "fast"}])
+def test_options_out_of_range_are_refused(fp32_bundle, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        open_bundle(fp32_bundle, **options)
+
+
+def test_text_goes_to_ids_and_back(fp32_bundle):
+    model = open_bundle(fp32_bundle, threads=1)
+    ids = model.encode("Once upon a time")
+    assert ids[0] == model.manifest.model.bos_token_id
+    assert model.encode("Once upon a time", add_special_tokens=False) == ids[1:]
+    assert model.decode(ids) == "Once upon a time"
+    assert model.decode(ids, skip_special_tokens=False).startswith("<|begin_of_sentence|>")
+    for wrong in (3, "\ud800"):
+        with pytest.raises(InputError, match="encode expects"):
+            model.encode(wrong)
+    with pytest.raises(InputError, match="token id 4096"):
+        model.decode([4096])
+
+
+def test_a_base_model_refuses_to_chat_and_says_what_to_do(fp32_bundle):
+    model = open_bundle(fp32_bundle, threads=1)
+    assert not model.has_chat_template
+    with pytest.raises(InputError, match="base model without a chat template; give it text"):
+        model.chat([{"role": "user", "content": "Hello"}])
+
+
+def test_a_chat_is_the_generation_from_the_rendered_template(copy):
+    copy.replace("chat_template.jinja", TEMPLATE.encode())
+    model = open_bundle(copy.seal(), threads=1)
+    messages = [{"role": "user", "content": "Hello"}]
+    ids = model.encode("<|user|>Hello\n<|assistant|>", add_special_tokens=False)
+    assert model.chat_ids(messages) == ids
+    pieces = list(model.chat(messages, max_new_tokens=12))
+    assert "".join(pieces) == "".join(model.generate(ids, max_new_tokens=12).pieces())
+    assert model.has_chat_template
+
+
+def test_without_a_tokenizer_ids_still_work(copy):
+    copy.remove("tokenizer.json")
+    model = open_bundle(copy.seal(), threads=1)
+    assert not model.has_tokenizer
+    assert len(list(model.generate([0, 5, 6], max_new_tokens=3, stop_tokens=()))) == 3
+    for use in (
+        lambda: model.encode("x"),
+        lambda: model.chat_ids([{"role": "user", "content": "x"}]),
+        lambda: model.generate([0], stop=["x"]),
+        lambda: model.generate([0]).pieces(),
+    ):
+        with pytest.raises(InputError, match="tokenizer"):
+            use()
+
+
+def test_a_damaged_tokenizer_is_reported_when_text_is_used(copy):
+    copy.replace("tokenizer.json", b"{}")
+    model = open_bundle(copy.seal(), threads=1)
+    with pytest.raises(BundleError, match="the tokenizers library cannot read it"):
+        model.encode("x")
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "manifest.json"])
+def test_a_changed_byte_is_found_on_opening(fp32_bundle, tmp_path, name):
+    folder = Copy(fp32_bundle, tmp_path / "copy").folder
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert name in refusal(BundleError, folder)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "head.onnx"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9, None])
+def test_a_graph_that_is_none_is_refused_even_with_a_correct_manifest(copy, name, content):
+    if content is None:
+        graph = (copy.folder / name).read_bytes()
+        content = graph[: len(graph) // 2]
+    copy.replace(name, content)
+    assert f"{name}: onnxruntime" in refusal(BundleError, copy.seal())
+
+
+def test_a_graph_of_another_shape_than_the_manifest_is_refused(copy):
+    copy.manifest["graphs"]["decoder"] = "head.onnx"
+    message = refusal(BundleError, copy.seal())
+    assert "head.onnx: inputs differ from the manifest at 'cache.0'" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", 8), ("vocab_size", 5000), ("kv_lora_rank", 64), ("num_experts_per_tok", 2)],
+)
+def test_a_manifest_of_another_model_than_the_graphs_is_refused(copy, key, value):
+    copy.manifest["model"][key] = value
+    assert "differ from the manifest" in refusal(BundleError, copy.seal())
+
+
+def test_an_embedding_smaller_than_the_vocabulary_is_refused(copy):
+    # An id beyond the table would read foreign memory: the int8 gather checks no bounds.
+    embedding = copy.manifest["tensors"]["embed_tokens.weight"]
+    embedding["shape"][0] //= 2
+    embedding["size"] //= 2
+    assert "2048 rows, expected vocab_size 4096" in refusal(BundleError, copy.seal())
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "link.bin"])
+def test_a_graph_that_reads_outside_the_bundle_is_refused(copy, tmp_path, location):
+    (tmp_path / "secret").write_bytes(bytes(1 << 22))
+    (copy.folder / "link.bin").symlink_to(tmp_path / "secret")
+    graph = onnx.load(copy.folder / "head.onnx", load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+            if entry.key == "offset":
+                entry.value = "0"
+    copy.replace("head.onnx", graph.SerializeToString())
+    assert "External data path" in refusal(BundleError, copy.seal())
+
+
+def test_weights_shorter_than_the_graph_says_are_refused(copy):
+    weights = (copy.folder / "weights.bin").read_bytes()[:8192]
+    copy.replace("weights.bin", weights)
+    copy.manifest["tensors"] = {}
+    copy.manifest["token_read_bytes"] = 0
+    assert "out of bounds" in refusal(BundleError, copy.seal())
