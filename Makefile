@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+SOURCES := export graphs runtime tests
 
 PROMPT ?= It is a truth universally acknowledged, that
 
@@ -30,14 +31,15 @@ help:
 demo: $(STAMP)
 	$(BIN)/shoal export checkpoints/tiny-v3 build/tiny --weights int8 --force
 	@echo
-	$(BIN)/shoal run build/tiny --prompt "$(PROMPT)" --max-new-tokens 64
+	$(BIN)/shoal run build/tiny --prompt "$(PROMPT)" --max-new-tokens 64 \
+		--temperature 0.7 --top-p 0.9 --seed 1
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p shoal.graphs -p shoal.runtime -p shoal.export
 
 docs: $(STAMP)

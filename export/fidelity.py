@@ -23,10 +23,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.export.streams import Stream
-from shoal.graphs.errors import ExportError
+from shoal.graphs.errors import CheckpointError, ExportError
 
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""
+
+_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +55,22 @@ class Fidelity:
         }
 
 
-def fidelity_windows(tokenizer: Path, text: Path | None, num_tokens: int) -> tuple[str, Tensor]:
+def fidelity_windows(
+    tokenizer: Path, text: Path | None, num_tokens: int, *, window: int = WINDOW
+) -> tuple[str, Tensor]:
     """Tokenize the fidelity text.
 
     Args:
         tokenizer: a tokenizer.json.
         text: a UTF-8 text file; None takes the text shipped with shoal.
         num_tokens: how many tokens to use at most.
+        window: longest window.
 
     Returns:
-        The text's name and int64 [B,T] windows of at most ``WINDOW`` tokens.
+        The text's name and int64 [B,T] windows.
 
     Raises:
+        CheckpointError: the tokenizer cannot be read.
         ExportError: the text cannot be read or is too short.
     """
     name = "shipped" if text is None else text.name
@@ -72,16 +78,31 @@ def fidelity_windows(tokenizer: Path, text: Path | None, num_tokens: int) -> tup
         source = files("shoal.export") / "data" / "fidelity.txt" if text is None else text
         content = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{text}: cannot be read as UTF-8 text: {error}") from error
-    encoder = Tokenizer.from_file(str(tokenizer))
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ExportError(
+            f"{text}: cannot be read as UTF-8 text ({reason}); choose another --fidelity-text"
+        ) from error
+    encoder = _read_tokenizer(tokenizer)
     ids = encoder.encode(content, add_special_tokens=False).ids
     prefix = encoder.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one
-    step = min(WINDOW, num_tokens, len(ids) + len(prefix)) - len(prefix)
+    step = min(window, num_tokens, len(ids) + len(prefix)) - len(prefix)
     count = min(num_tokens, len(ids)) // step if step > 1 else 0
     if count < 1:
-        raise ExportError(f"{name}: {len(ids)} tokens are too few to measure fidelity on")
+        raise ExportError(
+            f"{name}: {min(num_tokens, len(ids))} tokens are too few to measure fidelity on; "
+            "choose a longer --fidelity-text or more --fidelity-tokens"
+        )
     windows = [prefix + ids[i * step : (i + 1) * step] for i in range(count)]
     return name, torch.tensor(windows, dtype=torch.int64)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(
+            f"{path}: the tokenizers library cannot read it ({error}); download it again"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +159,8 @@ def _compare_rows(ids_BT: Tensor, reference: Side, served: Side) -> tuple[NDArra
     has_next = (torch.arange(b * t) % t) != t - 1
     next_ids = ids_BT.flatten().roll(-1)
     kl, nll_reference, nll, same = [], [], [], []
-    for start in range(0, b * t, 128):  # logits of the whole text may not fit
-        rows = torch.arange(start, min(start + 128, b * t))
+    for start in range(0, b * t, _ROWS):  # logits of the whole text may not fit
+        rows = torch.arange(start, min(start + _ROWS, b * t))
         p, q = reference.log_probabilities(rows), served.log_probabilities(rows)
         kl.append((p.exp() * (p - q)).sum(-1))
         target = next_ids[rows, None]

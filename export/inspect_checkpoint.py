@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import ModelConfig, load_config
+from shoal.export.config import load_config
+from shoal.export.manifest import token_share
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.pipeline import DEFAULT_BLOCK_SIZE
 from shoal.export.tables import write_grid, write_pairs
@@ -98,17 +99,6 @@ def planned_tensors(parameters: ParameterSources, block_size: int | None) -> dic
 
 def _tensor(dtype: str, shape: tuple[int, ...], size: int) -> TensorInfo:
     return TensorInfo(dtype=dtype, shape=shape, offset=0, size=size)
-
-
-def token_share(config: ModelConfig, name: str) -> float:
-    """Which part of a tensor takes part in one decoded token of the main model."""
-    if name.startswith("mtp."):
-        return 0.0
-    if name.startswith("embed_tokens.") and not config.tie_word_embeddings:
-        return 1 / config.vocab_size
-    if ".mlp.experts." in name:
-        return config.num_experts_per_tok / config.n_routed_experts
-    return 1.0
 
 
 def _write_report(report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal.export.config import ModelConfig
 from shoal.export.fidelity import Fidelity
+from shoal.export.special_tokens import SpecialTokens
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
@@ -17,7 +18,7 @@ def build_manifest(
     *,
     config: ModelConfig,
     raw_config: dict[str, Any],
-    generation_config: dict[str, Any],
+    special_tokens: SpecialTokens,
     num_mtp_layers: int,
     weights: str,
     plan: WeightPlan,
@@ -49,10 +50,8 @@ def build_manifest(
             num_mtp_layers=num_mtp_layers,
             parameters=parameters,
             active_parameters=active,
-            eos_token_ids=_token_ids("eos_token_id", generation_config, raw_config),
-            bos_token_id=next(
-                iter(_token_ids("bos_token_id", generation_config, raw_config)), None
-            ),
+            eos_token_ids=special_tokens.eos_token_ids,
+            bos_token_id=special_tokens.bos_token_id,
         ),
         graphs=graphs,
         files=dict(sorted(files.items())),
@@ -64,8 +63,8 @@ def build_manifest(
     )
 
 
-def _share(config: ModelConfig, name: str) -> float:
-    """Which part of a tensor one decoded token of the main model reads."""
+def token_share(config: ModelConfig, name: str) -> float:
+    """Which part of tensor ``name`` one decoded token of the main model reads."""
     if name.startswith("mtp."):
         return 0.0
     if name.startswith("embed_tokens.") and not config.tie_word_embeddings:
@@ -82,20 +81,9 @@ def _count_parameters(config: ModelConfig, plan: WeightPlan) -> tuple[int, int]:
         for name, info in plan.tensors.items()
         if not name.endswith(SCALES_SUFFIX)
     }
-    active = sum(count * _share(config, name) for name, count in counts.items())
+    active = sum(count * token_share(config, name) for name, count in counts.items())
     return sum(counts.values()), round(active)
 
 
 def _token_read_bytes(config: ModelConfig, plan: WeightPlan) -> int:
-    return round(sum(i.size * _share(config, name) for name, i in plan.tensors.items()))
-
-
-def _token_ids(key: str, *configs: dict[str, Any]) -> tuple[int, ...]:
-    """Token ids under ``key`` of the first config that has it; one id or a list of them."""
-    for config in configs:
-        value = config.get(key)
-        if isinstance(value, int):
-            return (value,)
-        if isinstance(value, list):
-            return tuple(i for i in value if isinstance(i, int))
-    return ()
+    return round(sum(i.size * token_share(config, name) for name, i in plan.tensors.items()))

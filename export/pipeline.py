@@ -7,7 +7,7 @@ fidelity) -> check -> write the manifest -> rename into place
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import resource
 import shutil
 import time
@@ -20,16 +20,18 @@ import onnx
 from shoal.export.assemble import Graphs, build_graphs
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig, load_config
-from shoal.export.fidelity import Fidelity, fidelity_windows
+from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
 from shoal.export.folder import replaced_folder
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.special_tokens import SpecialTokens, read_special_tokens
 from shoal.export.transfer import FidelityText, Transfer
 from shoal.export.weights import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from shoal.graphs.errors import ExportError
+from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
+from shoal.graphs.quantize import BLOCK_SIZES
 
 DEFAULT_BLOCK_SIZE = 128
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -68,6 +70,15 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _TextChoice:
+    """What fidelity is to be measured on, if at all and if the weights are int8."""
+
+    wanted: bool
+    path: Path | None  # None: the text shipped with shoal
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Model:
     """A checkpoint that was found complete, with what a bundle of it will look like."""
 
@@ -75,7 +86,10 @@ class _Model:
     raw_config: dict[str, Any]
     checkpoint: Checkpoint
     parameters: ParameterSources
+    special_tokens: SpecialTokens
+    text: FidelityText | None
     graphs: Graphs
+    notes: tuple[str, ...]
 
 
 def export_bundle(
@@ -110,17 +124,18 @@ def export_bundle(
     """
     start = time.monotonic()
     with replaced_folder(bundle, force=force) as work:
-        model = _open_model(checkpoint, block_size if weights == "int8" else None)
-        _check_space(work, model.graphs.plan.total_bytes)
-        text, notes = _text(
-            checkpoint, fidelity and weights == "int8", fidelity_text, fidelity_tokens
+        model = _open_model(
+            checkpoint,
+            block_size if weights == "int8" else None,
+            _TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
+        _check_space(bundle, work, model.graphs.plan.total_bytes)
         files = _write_small_files(checkpoint, model.graphs, work)
         sink = FileSink(
             work / WEIGHTS_FILE, model.graphs.plan.tensors, model.graphs.plan.total_bytes, progress
         )
         try:
-            measured = _transfer(model, sink, text).run()
+            measured = _transfer(model, sink).run()
             files[WEIGHTS_FILE] = sink.finish()
         finally:
             sink.close()
@@ -128,16 +143,16 @@ def export_bundle(
         manifest = build_manifest(
             config=model.config,
             raw_config=model.raw_config,
-            generation_config=_json_or_empty(checkpoint / "generation_config.json"),
+            special_tokens=model.special_tokens,
             num_mtp_layers=model.parameters.num_mtp_layers,
             weights=weights,
             plan=model.graphs.plan,
             graphs={role: GRAPH_FILES[role] for role in model.graphs.models},
             files=files,
             fidelity=measured,
-            notes=(*model.parameters.notes, *notes),
+            notes=model.notes,
         )
-        (work / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        _write_manifest(manifest, work, bundle)
     return ExportReport(
         bundle=bundle,
         manifest=manifest,
@@ -171,20 +186,20 @@ def verify_against_checkpoint(
     """
     where = bundle / MANIFEST_FILE
     manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
-    model = _open_model(checkpoint, _block_size_of(manifest))
+    choice = _TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
+    model = _open_model(checkpoint, _block_size_of(manifest, bundle), choice)
     if model.raw_config != manifest.config:
         raise ExportError(f"{bundle}: was made from a checkpoint with another config.json")
     differing = [
         GRAPH_FILES[role]
         for role, graph in model.graphs.models.items()
-        if (bundle / GRAPH_FILES[role]).read_bytes() != _serialized(graph)
+        if _content(bundle / GRAPH_FILES[role]) != _serialized(graph)
     ]
-    text, _ = _text(checkpoint, manifest.weights == "int8", fidelity_text, fidelity_tokens)
     sink = CompareSink(
         bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
     )
     try:
-        measured = _transfer(model, sink, text).run()
+        measured = _transfer(model, sink).run()
     finally:
         sink.close()
     return VerifyReport(
@@ -194,21 +209,30 @@ def verify_against_checkpoint(
     )
 
 
-def _open_model(folder: Path, block_size: int | None) -> _Model:
+def _open_model(folder: Path, block_size: int | None, text_choice: _TextChoice) -> _Model:
+    """Everything of a checkpoint but its weights; what is quick to check is checked first."""
     raw_config, config = load_config(folder)
     checkpoint = Checkpoint.open(folder)
     parameters = parameter_sources(config, checkpoint)
+    special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
+    text, notes = None, parameters.notes
+    if text_choice.wanted and block_size is not None:
+        text, text_notes = _text(folder, config, text_choice)
+        notes = (*notes, *text_notes)
     graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, block_size=block_size)
     return _Model(
         config=config,
         raw_config=raw_config,
         checkpoint=checkpoint,
         parameters=parameters,
+        special_tokens=special_tokens,
+        text=text,
         graphs=graphs,
+        notes=notes,
     )
 
 
-def _transfer(model: _Model, sink: FileSink | CompareSink, text: FidelityText | None) -> Transfer:
+def _transfer(model: _Model, sink: FileSink | CompareSink) -> Transfer:
     return Transfer(
         model.config,
         model.checkpoint,
@@ -216,28 +240,33 @@ def _transfer(model: _Model, sink: FileSink | CompareSink, text: FidelityText | 
         model.graphs.plan,
         model.graphs.block_sizes,
         sink,
-        text,
+        model.text,
     )
 
 
 def _text(
-    checkpoint: Path, wanted: bool, text: Path | None, num_tokens: int
+    checkpoint: Path, config: ModelConfig, choice: _TextChoice
 ) -> tuple[FidelityText | None, tuple[str, ...]]:
     """The fidelity text, or a note why there is none."""
-    if not wanted:
-        return None, ()
     tokenizer = checkpoint / "tokenizer.json"
     if not tokenizer.is_file():
         return None, ("fidelity was not measured: the checkpoint has no tokenizer.json",)
-    name, ids_BT = fidelity_windows(tokenizer, text, num_tokens)
+    window = min(WINDOW, config.max_position_embeddings)
+    name, ids_BT = fidelity_windows(tokenizer, choice.path, choice.num_tokens, window=window)
+    largest = int(ids_BT.max())
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer}: expected token ids below vocab_size {config.vocab_size}, found "
+            f"{largest}; config.json and tokenizer.json must belong together"
+        )
     return FidelityText(name=name, ids_BT=ids_BT), ()
 
 
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_space(bundle: Path, work: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(work).free
     if free < needed_bytes:
         raise ExportError(
-            f"{folder.parent}: the bundle needs {needed_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB "
+            f"{bundle}: the bundle needs {needed_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB "
             "are free; free some space or choose another place"
         )
 
@@ -264,19 +293,35 @@ def _check_graphs(work: Path, graphs: Graphs) -> None:
         onnx.checker.check_model(str(work / GRAPH_FILES[role]))
 
 
-def _block_size_of(manifest: Manifest) -> int | None:
-    """The block size a bundle was exported with, read off the shapes of its scales."""
-    sizes = [
-        manifest.tensors[name.removesuffix(SCALES_SUFFIX)].size // (info.size // 4)
-        for name, info in manifest.tensors.items()
-        if name.endswith(SCALES_SUFFIX)
-    ]
-    return max(sizes, default=None)
-
-
-def _json_or_empty(path: Path) -> dict[str, Any]:
+def _write_manifest(manifest: Manifest, work: Path, bundle: Path) -> None:
+    text = manifest.to_json()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        Manifest.from_json(text, where=MANIFEST_FILE)
+    except BundleError as error:
+        raise ExportError(f"{bundle}: would not open: {error}; report this") from error
+    (work / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _block_size_of(manifest: Manifest, bundle: Path) -> int | None:
+    """The block size a bundle was exported with, read off the shapes of its scales."""
+    if manifest.weights != "int8":
+        return None
+    sizes = {
+        math.prod(manifest.tensors[name].shape) // math.prod(info.shape)
+        for name, info in (
+            (key.removesuffix(SCALES_SUFFIX), value)
+            for key, value in manifest.tensors.items()
+            if key.endswith(SCALES_SUFFIX)
+        )
+        if name in manifest.tensors
+    }
+    if not sizes or max(sizes) not in BLOCK_SIZES:
+        raise ExportError(f"{bundle}: has no int8 weights of shoal's block sizes; export it again")
+    return max(sizes)

@@ -47,44 +47,31 @@ class Stream:
     def begin_layer(self, layer: int, weights: Weights) -> None:
         """All of a layer but its routed experts. ``weights``: by name within the layer."""
         module = self._load(layer, weights)
-        b, t, _ = self.hidden.shape
-        # One window at a time: the attention scores are the largest thing alive.
-        windows = [
-            module.attention_block(
-                self.hidden[i : i + 1],
-                self._cos[i : i + 1],
-                self._sin[i : i + 1],
-                self.hidden.new_zeros(1, t, self.config.cache_row_size),
-            )[0]
-            for i in range(b)
-        ]
-        self.hidden = torch.cat(windows)
-        self._x = module.feed_forward_norm(self.hidden)
+        # One window at a time: attention scores and a dense layer's activations are large.
+        self.hidden = torch.cat([self._attend(module, i) for i in range(len(self.hidden))])
+        x = module.feed_forward_norm(self.hidden)
         if not isinstance(module.mlp, MoE):
-            self.hidden = self.hidden + module.mlp(self._x)
+            self.hidden = self.hidden + torch.stack([module.mlp(window) for window in x])
             return
-        ids, self._expert_weights = module.mlp.route(self._x)
+        ids, self._expert_weights = module.mlp.route(x)
         self.expert_ids.append(ids)
-        self.hidden = self.hidden + module.mlp.shared(self._x)
-        name = f"layers.{layer}.mlp.experts.gate_up"
-        self._block_size = self.block_sizes.get(name)
+        self.hidden = self.hidden + module.mlp.shared(x)
+        self._block_size = self.block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
+        self._expert_input = self._quantized(x)
         self._activated: list[Tensor] = []
 
     def expert_gate_up(self, expert: int, weight: Tensor) -> None:
         """First half of one routed expert, for the tokens routed to it. ``weight`` [2F,D]."""
-        tokens = self._x[self._chosen(expert).any(-1)]
-        gate_up = self._quantized(tokens) @ weight.T
-        self._activated.append(
-            nn.functional.silu(gate_up[..., 0::2]) * gate_up[..., 1::2],
-        )
+        gate_up = self._expert_input[self._chosen(expert).any(-1)] @ weight.T
+        activated = nn.functional.silu(gate_up[..., 0::2]) * gate_up[..., 1::2]
+        self._activated.append(self._quantized(activated))
 
     def expert_down(self, expert: int, weight: Tensor) -> None:
         """Second half of one routed expert. ``weight`` [D,F]."""
         chosen = self._chosen(expert)
         routed = chosen.any(-1)
         share = (self._expert_weights * chosen).sum(-1)[routed]
-        out = self._quantized(self._activated[expert]) @ weight.T
-        self.hidden[routed] += share[:, None] * out
+        self.hidden[routed] += share[:, None] * (self._activated[expert] @ weight.T)
 
     def head_input(self, norm: Tensor) -> Tensor:
         """Finish: what the head is applied to, [B*T,D]. ``norm`` [D] is the final norm's weight."""
@@ -94,6 +81,12 @@ class Stream:
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         block_size = self.block_sizes.get(f"{name}.weight")
         return hidden if block_size is None else fake_quantize(hidden, block_size)
+
+    def _attend(self, module: DecoderLayer, window: int) -> Tensor:
+        one = slice(window, window + 1)
+        hidden = self.hidden[one]
+        cache = hidden.new_zeros(1, hidden.shape[1], self.config.cache_row_size)
+        return module.attention_block(hidden, self._cos[one], self._sin[one], cache)[0]
 
     def _chosen(self, expert: int) -> Tensor:
         return self.expert_ids[-1] == expert

@@ -13,7 +13,6 @@ CACHE_VALUE_BYTES = 4
 """The latent cache holds float32."""
 
 _SCALES = "_scales"
-_EXPANDED = (".w_uk", ".w_uv")  # turned into float32 once, when the graph is loaded
 _CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
 
 
@@ -38,8 +37,6 @@ def _loaded_bytes(name: str, info: TensorInfo) -> int:
     weight = name.removesuffix(_SCALES)
     if weight.startswith(("mtp.", "embed_tokens.")):
         return 0
-    if weight.endswith(_EXPANDED):
-        return 0 if name != weight else info.size * (4 if info.dtype == "uint8" else 1)
     return info.size if name == weight else 2 * info.size
 
 

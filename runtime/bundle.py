@@ -46,6 +46,15 @@ class Bundle:
         """
         check_machine()
         given = Path(folder)
+        try:
+            return cls._open(given)
+        except OSError as error:  # no permission, a damaged disk
+            raise BundleError(
+                f"{given}: cannot be read ({error}); check its permissions or copy it again"
+            ) from error
+
+    @classmethod
+    def _open(cls, given: Path) -> Bundle:
         if not given.is_dir():
             found = "a file" if given.exists() else "nothing"
             raise BundleError(

@@ -15,8 +15,8 @@ class Tokenizer:
 
     Args:
         path: tokenizer.json.
-        add_bos: whether text begins with ``bos`` even where tokenizer.json does not say so. Some
-            DeepSeek checkpoints say it only in tokenizer_config.json (add_bos_token).
+        add_bos: whether text begins with ``bos`` even where tokenizer.json does not say so.
+            Checkpoints for LlamaTokenizerFast say it in tokenizer_config.json (add_bos_token).
         bos: the token that begins a text, None if there is none.
 
     Raises:

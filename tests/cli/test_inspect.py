@@ -35,7 +35,7 @@ def test_loaded_weights_are_repacked_copies_without_embedding_and_mtp() -> None:
         "lm_head.weight_scales": tensor("float32", 20),
         "norm.weight": tensor("float32", 8),
     }
-    assert loaded_weight_bytes(tensors) == 4 * 10 + 100 + 2 * 20 + 8
+    assert loaded_weight_bytes(tensors) == 10 + 2 * 4 + 100 + 2 * 20 + 8
 
 
 def test_memory_list_ends_at_the_longest_context() -> None:

@@ -16,8 +16,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-logging.disable_progress_bar()
-logging.set_verbosity_error()
+_logging: Any = logging
+_logging.disable_progress_bar()
+_logging.set_verbosity_error()
 
 SIZES = {
     "vocab_size": 97,
@@ -44,16 +45,24 @@ V3_SIZES = {**SIZES, "n_group": 4, "topk_group": 2, "num_mtp_layers": 0}
 V2_SIZES = {**SIZES, "n_group": None, "topk_group": None, "topk_method": "greedy"}
 
 
-def make_v3(**overrides: Any) -> DeepseekV3ForCausalLM:
+def make_v3(**overrides: Any) -> Any:
     """A random V3 model."""
     values = {**V3_SIZES, "num_key_value_heads": _heads(overrides), **overrides}
     return _randomize(DeepseekV3ForCausalLM(_eager(DeepseekV3Config(**values))))
 
 
-def make_v2(**overrides: Any) -> DeepseekV2ForCausalLM:
+def make_v2(**overrides: Any) -> Any:
     """A random V2 model."""
     values = {**V2_SIZES, "num_key_value_heads": _heads(overrides), **overrides}
     return _randomize(DeepseekV2ForCausalLM(_eager(DeepseekV2Config(**values))))
+
+
+def load(folder: Path) -> Any:
+    """The V3 model that transformers loads from ``folder``, in float32."""
+    model: Any = DeepseekV3ForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
 
 
 def save(model: nn.Module, folder: Path) -> Path:
@@ -85,7 +94,9 @@ def run(model: Any, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def _heads(overrides: dict[str, Any]) -> int:
-    return int(overrides.get("num_attention_heads", SIZES["num_attention_heads"]))
+    heads = {**SIZES, **overrides}["num_attention_heads"]
+    assert isinstance(heads, int)
+    return heads
 
 
 def _eager(config: Any) -> Any:

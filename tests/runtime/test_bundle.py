@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -100,3 +102,21 @@ def test_a_big_endian_machine_is_refused(fake_bundle, monkeypatch):
     monkeypatch.setattr(bundle_module.sys, "byteorder", "big")
     with pytest.raises(RuntimeFailure, match="big-endian"):
         Bundle.open(fake_bundle.folder)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(fake_bundle, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(bundle_module.Path, "open", refuse)
+    with pytest.raises(BundleError, match=r"cannot be read .*Permission denied"):
+        Bundle.open(fake_bundle.folder)
+
+
+def test_reading_a_bundle_needs_no_onnxruntime(fake_bundle):
+    code = (
+        "import sys; import shoal.runtime; from shoal.runtime.bundle import Bundle;"
+        f"Bundle.open({str(fake_bundle.folder)!r}); print('onnxruntime' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert result.stdout.strip() == b"False"

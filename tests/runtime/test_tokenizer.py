@@ -31,7 +31,7 @@ def test_ids_and_text_equal_transformers(tmp_path, text, special):
 
 def test_a_beginning_that_only_the_config_names_is_added_once(tmp_path):
     content = json.loads((TINY / "tokenizer.json").read_text())
-    content["post_processor"] = content["decoder"]  # ByteLevel, as DeepSeek-V3 ships it
+    content["post_processor"] = content["decoder"]  # one that adds nothing
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     bos = "<|begin_of_sentence|>"

@@ -1,0 +1,73 @@
+"""The tokens that begin and end a text, which the runtime must know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.graphs.errors import CheckpointError
+
+GENERATION_CONFIG_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Token ids, all within the vocabulary."""
+
+    eos_token_ids: tuple[int, ...]  # any of them ends an answer
+    bos_token_id: int | None
+
+
+def read_special_tokens(folder: Path, raw_config: dict[str, Any], vocab_size: int) -> SpecialTokens:
+    """The special tokens of a checkpoint: of generation_config.json, else of config.json.
+
+    Args:
+        folder: the checkpoint.
+        raw_config: its config.json.
+        vocab_size: number of token ids.
+
+    Raises:
+        CheckpointError: generation_config.json is no JSON object, or an id is none of the
+            vocabulary.
+    """
+    path = folder / GENERATION_CONFIG_FILE
+    sources = [(path, _read_object(path)), (folder / "config.json", raw_config)]
+    eos = _token_ids("eos_token_id", sources, vocab_size)
+    bos = _token_ids("bos_token_id", sources, vocab_size)
+    return SpecialTokens(eos_token_ids=eos, bos_token_id=bos[0] if bos else None)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected JSON, found: {error}; download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object, found {type(content).__name__}; download it again"
+        )
+    return content
+
+
+def _token_ids(
+    key: str, sources: list[tuple[Path, dict[str, Any]]], vocab_size: int
+) -> tuple[int, ...]:
+    """Token ids under ``key`` of the first source that has it; one id or a list of them."""
+    for path, content in sources:
+        value = content.get(key)
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+            raise CheckpointError(
+                f"{path}: {key}: expected token ids below vocab_size {vocab_size}, found "
+                f"{value!r}; correct it or download the file again"
+            )
+        return tuple(ids)
+    return ()
