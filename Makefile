@@ -1,8 +1,5 @@
 # `make demo` and `make test` need nothing but Python 3.11 and make: they set up everything else in
 # .venv, once. A second run starts at once; a changed pyproject.toml is installed again.
-#
-# torch: an installed build (2.13.0+cpu too) is kept. To download the CPU build instead of the
-# default one:  make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,9 +11,6 @@ SOURCES := export graphs runtime tests
 PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-ifdef PIP_EXTRA_INDEX_URL
-export PIP_EXTRA_INDEX_URL
-endif
 
 .PHONY: help demo test lint docs clean distclean
 

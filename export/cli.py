@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from shoal.export.pipeline import (
@@ -19,11 +23,12 @@ from shoal.graphs.errors import ExportError
 from shoal.graphs.fidelity import fidelity_rows
 
 _NAMES_SHOWN = 5
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def export_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal export``."""
-    with ExportProgress("export") as progress:
+    with _stopped_like_ctrl_c(), ExportProgress("export") as progress:
         report = export_bundle(
             args.checkpoint,
             args.bundle,
@@ -40,6 +45,23 @@ def export_command(args: argparse.Namespace) -> int:
     else:
         _write_export(report)
     return 0
+
+
+@contextmanager
+def _stopped_like_ctrl_c() -> Iterator[None]:
+    """Clean up as after Ctrl-C when the system ends the program or the terminal goes away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what signals do
+        return
+    # A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    taken = [s for s in _STOP_SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def export_record(report: ExportReport) -> dict[str, Any]:

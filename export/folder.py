@@ -41,8 +41,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
-            # What a dead export left behind, or, after success, the bundle that was replaced.
-            shutil.rmtree(work, ignore_errors=True)
+            _clean_up_after_the_dead(work, target)
             try:
                 work.mkdir()
                 yield work
@@ -50,6 +49,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
                 _sync_files(work)
                 _put_in_place(work, target)
             finally:
+                # Half a bundle or, after success, the one that was replaced.
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise ExportError(
@@ -122,7 +122,25 @@ def _exchange(a: Path, b: Path) -> None:
         return
     if code not in (errno.ENOSYS, errno.EINVAL):
         raise OSError(code, os.strerror(code))
-    aside = b.with_name(f".{b.name}.replaced")
+    aside = _aside(b)
     b.rename(aside)
-    a.rename(b)
+    try:
+        a.rename(b)
+    except OSError:
+        aside.rename(b)
+        raise
     aside.rename(a)
+
+
+def _aside(target: Path) -> Path:
+    """Where an old bundle waits while a new one takes its name in two steps."""
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _clean_up_after_the_dead(work: Path, target: Path) -> None:
+    """Remove what a killed export left behind; a bundle it had put aside comes back."""
+    shutil.rmtree(work, ignore_errors=True)
+    aside = _aside(target)
+    if aside.is_dir() and not target.exists():
+        aside.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)

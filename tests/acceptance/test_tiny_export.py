@@ -22,8 +22,6 @@ from shoal.export.fidelity import fidelity_windows
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.contract import GRAPH_FILES, WEIGHT_ALIGNMENT_BYTES, WEIGHTS_FILE
-from shoal.graphs.errors import RuntimeFailure
-from shoal.graphs.manifest import Manifest
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
 
@@ -101,9 +99,13 @@ def test_float_routing_is_exactly_that_of_transformers_and_of_the_reference(
     assert routing.layers == tuple(expected) == (1, 2, 3, 4)
     for index, layer in enumerate(routing.layers):
         np.testing.assert_array_equal(routing.expert_ids[index], expected[layer].expert_ids[0])
-        np.testing.assert_array_equal(np.sort(routing.expert_ids[index]), chosen[index].sort().values)
+        np.testing.assert_array_equal(
+            np.sort(routing.expert_ids[index]), chosen[index].sort().values
+        )
         weights = expected[layer].expert_weights[0].numpy()
-        np.testing.assert_allclose(routing.expert_weights[index], weights, rtol=0, atol=BUNDLE_LOGITS)
+        np.testing.assert_allclose(
+            routing.expert_weights[index], weights, rtol=0, atol=BUNDLE_LOGITS
+        )
 
 
 def test_int8_is_as_faithful_as_required_and_as_its_report_says(
@@ -228,7 +230,9 @@ def test_graphs_pass_the_onnx_checker(which: str, request: pytest.FixtureRequest
     bundle = Bundle.open(request.getfixturevalue(which))
     assert set(bundle.manifest.graphs) == set(GRAPH_FILES)
     for role in bundle.manifest.graphs:
-        onnx.checker.check_model(str(bundle.graph_path(role)), full_check=True)
+        # Shapes too, where onnx knows all ops: those of com.microsoft it does not.
+        full = bundle.manifest.weights == "fp32"
+        onnx.checker.check_model(str(bundle.graph_path(role)), full_check=full)
 
 
 def test_exporting_twice_gives_the_same_bytes(
@@ -255,7 +259,9 @@ def test_exporting_twice_gives_the_same_bytes(
 
 @pytest.mark.parametrize("which", ["fp32_bundle", "measured_bundle"])
 def test_decoding_copies_no_cache(
-    which: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str],
+    which: str,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """onnxruntime warns, on the process's own stderr, of every cache that it had to copy."""
