@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.runtime.machine import read_cpu
+
+# onnxruntime's official builds report usage over the network and keep files for it unless this is
+# set before they are imported. A user who wants that can set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 Kernels = Literal["auto", "native", "portable"]
 
