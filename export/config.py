@@ -204,6 +204,11 @@ def _range_problems(values: Mapping[str, Any]) -> list[str]:
         if values[key] is not None and values[key] < least
     ]
     problems += [
+        f"{key}: expected at most {most}, found {values[key]}"
+        for key, most in _MOST.items()
+        if values[key] is not None and values[key] > most
+    ]
+    problems += [
         f"{key}: expected a finite number above {bound}, found {values[key]}"
         for key, bound in {"rms_norm_eps": 0, "routed_scaling_factor": 0, "rope_theta": 1}.items()
         if not (math.isfinite(values[key]) and values[key] > bound)
@@ -241,6 +246,9 @@ _LEAST = {
     "num_nextn_predict_layers": 0,
     "bos_token_id": 0,
 }
+
+# Tensor names are listed before they are looked up: a slip in these must not fill the memory.
+_MOST = {"num_hidden_layers": 1024, "n_routed_experts": 1024}
 
 
 def _routing_problems(values: Mapping[str, Any]) -> list[str]:

@@ -49,10 +49,13 @@ class Fidelity:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, rounded to what is meaningful."""
-        return {
-            key: float(f"{value:.6g}") if isinstance(value, float) else value
-            for key, value in asdict(self).items()
-        }
+        return {key: _rounded(value) for key, value in asdict(self).items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def fidelity_windows(

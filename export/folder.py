@@ -38,23 +38,37 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     _check_target(target, force)
     work = target.with_name(f".{target.name}.exporting")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+    with _locked(target):
+        with writing(target):
             _clean_up_after_the_dead(work, target)
-            try:
+        try:
+            with writing(target):
                 work.mkdir()
-                yield work
-                _check_target(target, force)
+            yield work
+            _check_target(target, force)
+            with writing(target):
                 _sync_files(work)
                 _put_in_place(work, target)
-            finally:
-                # Half a bundle or, after success, the one that was replaced.
-                shutil.rmtree(work, ignore_errors=True)
+        finally:
+            # Half a bundle or, after success, the one that was replaced.
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Report what the file system refuses in terms of the bundle the user asked for.
+
+    Raises:
+        ExportError: in place of any OSError.
+    """
+    try:
+        yield
     except OSError as error:
-        raise ExportError(
-            f"{target}: cannot be written: {error.strerror}; nothing was changed there"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space" if full else "make it writable or choose another place"
+        raise ExportError(f"{target}: cannot be written: {error.strerror}; {advice}") from error
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -73,7 +87,8 @@ def _locked(target: Path) -> Iterator[None]:
     """Keep other exports away from ``target``; the lock dies with the process."""
     path = target.with_name(f".{target.name}.exporting.lock")
     while True:
-        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        with writing(target):
+            lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -21,7 +21,7 @@ from shoal.export.assemble import Graphs, build_graphs
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig, load_config
 from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
-from shoal.export.folder import replaced_folder
+from shoal.export.folder import replaced_folder, writing
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.special_tokens import SpecialTokens, read_special_tokens
@@ -60,7 +60,7 @@ class VerifyReport:
 
     Attributes:
         tensors: how many tensors of weights.bin were compared.
-        differing: names of the tensors and graphs that differ; empty when all is well.
+        differing: names of the tensors and files that differ; empty when all is well.
         fidelity: measured again, or None without a tokenizer.
     """
 
@@ -130,10 +130,8 @@ def export_bundle(
             _TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
         _check_space(bundle, work, model.graphs.plan.total_bytes)
-        files = _write_small_files(checkpoint, model.graphs, work)
-        sink = FileSink(
-            work / WEIGHTS_FILE, model.graphs.plan.tensors, model.graphs.plan.total_bytes, progress
-        )
+        files = _write_small_files(checkpoint, bundle, model.graphs, work)
+        sink = FileSink(work, bundle, model.graphs.plan, progress)
         try:
             measured = _transfer(model, sink).run()
             files[WEIGHTS_FILE] = sink.finish()
@@ -169,7 +167,7 @@ def verify_against_checkpoint(
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
     progress: Progress = lambda done, total, what: None,
 ) -> VerifyReport:
-    """Derive every graph and weight from the checkpoint again and compare with the bundle.
+    """Derive every file of a bundle from the checkpoint again and compare.
 
     Args:
         bundle: the bundle folder; its own bytes are checked by ``shoal verify`` beforehand.
@@ -186,14 +184,20 @@ def verify_against_checkpoint(
     """
     where = bundle / MANIFEST_FILE
     manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
+    if load_config(checkpoint)[0] != manifest.config:
+        raise ExportError(
+            f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
+            "name the right one or export it again"
+        )
     choice = _TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
     model = _open_model(checkpoint, _block_size_of(manifest, bundle), choice)
-    if model.raw_config != manifest.config:
-        raise ExportError(f"{bundle}: was made from a checkpoint with another config.json")
     differing = [
         GRAPH_FILES[role]
         for role, graph in model.graphs.models.items()
         if _content(bundle / GRAPH_FILES[role]) != _serialized(graph)
+    ]
+    differing += [
+        name for name in TOKENIZER_FILES if _content(bundle / name) != _content(checkpoint / name)
     ]
     sink = CompareSink(
         bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
@@ -275,13 +279,16 @@ def _serialized(graph: onnx.ModelProto) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _write_small_files(checkpoint: Path, graphs: Graphs, work: Path) -> dict[str, FileInfo]:
+def _write_small_files(
+    checkpoint: Path, bundle: Path, graphs: Graphs, work: Path
+) -> dict[str, FileInfo]:
     contents = {GRAPH_FILES[role]: _serialized(graph) for role, graph in graphs.models.items()}
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             contents[name] = (checkpoint / name).read_bytes()
-    for name, content in contents.items():
-        (work / name).write_bytes(content)
+    with writing(bundle):
+        for name, content in contents.items():
+            (work / name).write_bytes(content)
     return {
         name: FileInfo(size=len(content), sha256=hashlib.sha256(content).hexdigest())
         for name, content in contents.items()
@@ -299,7 +306,8 @@ def _write_manifest(manifest: Manifest, work: Path, bundle: Path) -> None:
         Manifest.from_json(text, where=MANIFEST_FILE)
     except BundleError as error:
         raise ExportError(f"{bundle}: would not open: {error}; report this") from error
-    (work / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    with writing(bundle):
+        (work / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
 def _content(path: Path) -> bytes | None:

@@ -6,6 +6,7 @@ in memory whole and the output is written once, from start to end.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -15,8 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.graphs.errors import ExportError
+from shoal.export.folder import writing
+from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.manifest import FileInfo, TensorInfo
+from shoal.graphs.passes.weights import WeightPlan
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being done)."""
@@ -30,14 +33,21 @@ class WeightSink(Protocol):
 
 
 class FileSink:
-    """Writes weights.bin sequentially and hashes it on the way."""
+    """Writes weights.bin sequentially and hashes it on the way.
 
-    def __init__(
-        self, path: Path, tensors: dict[str, TensorInfo], total_bytes: int, progress: Progress
-    ) -> None:
-        self._file = path.open("wb")
-        self._pending = iter(tensors.items())
-        self._total_bytes = total_bytes
+    Args:
+        work: the folder to write it to.
+        target: the bundle it is for, named in errors.
+        plan: every tensor and its place.
+        progress: told about every chunk.
+    """
+
+    def __init__(self, work: Path, target: Path, plan: WeightPlan, progress: Progress) -> None:
+        with writing(target):
+            self._file = (work / WEIGHTS_FILE).open("wb")
+        self._target = target
+        self._pending = iter(plan.tensors.items())
+        self._total_bytes = plan.total_bytes
         self._progress = progress
         self._hash = hashlib.sha256()
         self._position = 0
@@ -56,23 +66,20 @@ class FileSink:
 
     def close(self) -> None:
         """Close the file, complete or not."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of an incomplete file, which is an error already
+            self._file.close()
 
     def finish(self) -> FileInfo:
         """Flush to disk; the size and sha256 of the whole file."""
         assert next(self._pending, None) is None, "every planned tensor is written"
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._target):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return FileInfo(size=self._position, sha256=self._hash.hexdigest())
 
     def _append(self, data: bytes | memoryview) -> None:
-        try:
+        with writing(self._target):
             self._file.write(data)
-        except OSError as error:
-            raise ExportError(
-                f"{self._file.name}: {error.strerror} after {self._position / 1e9:.2f} GB of "
-                f"{self._total_bytes / 1e9:.2f} GB; free some space and export again"
-            ) from error
         self._hash.update(data)
         self._position += len(data)
 

@@ -36,8 +36,9 @@ order 10; 2e-5 was measured on the trained tiny model."""
 INT8_MEAN_KL = 2e-3
 """Nats, the bound the project gives for the int8 tiny model against float32; 8e-4 was measured."""
 
-FIDELITY_EMULATION = 1.25
+FIDELITY_EMULATION = 1.5
 """Factor between figures of the fidelity report, which computes the int8 ops in torch, and the same
 figures through onnxruntime. Both round activations at the same places, but a difference in the last
-float32 bit turns some roundings and router choices over, in either direction; 0.98 to 1.02 were
-measured."""
+float32 bit decides ties, each changed rounding causes more of them, and a single token whose
+experts change is a tenth of the mean KL divergence. 1.05 to 1.08 were measured on the trained tiny
+model, 0.99 to 1.01 on random ones."""

@@ -238,7 +238,7 @@ def test_graphs_pass_the_onnx_checker(which: str, request: pytest.FixtureRequest
 def test_exporting_twice_gives_the_same_bytes(
     measured_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The second time in another process, elsewhere, with another hash seed, through the command."""
+    """The second time by the command, in another process with another hash seed, elsewhere."""
     again = tmp_path / "elsewhere" / "again"
     command = [sys.executable, "-m", "shoal.runtime.cli", "export", "--json"]
     done = subprocess.run(
