@@ -38,9 +38,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     _check_target(target, force)
     work = target.with_name(f".{target.name}.exporting")
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
+    with _parents(target), _locked(target):
         with writing(target):
             _clean_up_after_the_dead(work, target)
         try:
@@ -69,6 +67,20 @@ def writing(target: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space" if full else "make it writable or choose another place"
         raise ExportError(f"{target}: cannot be written: {error.strerror}; {advice}") from error
+
+
+@contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the folders above ``target``; take back those that are empty in the end."""
+    new = [folder for folder in target.parents if not folder.exists()]
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # from the first that is not empty
+            for folder in new:
+                folder.rmdir()
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -50,6 +50,16 @@ def test_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     assert (target / "photo").read_text() == "keep"
 
 
+def test_an_error_takes_back_the_folders_above(tmp_path: Path) -> None:
+    def export_and_fail() -> None:
+        with replaced_folder(tmp_path / "new" / "deep" / "bundle", force=False):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        export_and_fail()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_on_the_way_leaves_the_target_as_it_was(
     tmp_path: Path, error: type[BaseException]
