@@ -28,6 +28,9 @@ from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 
+_M_MMAP_THRESHOLD = -3  # from malloc.h
+_LARGE_ARRAY_BYTES = 8 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityText:
@@ -64,6 +67,7 @@ class Transfer:
     def run(self) -> Fidelity | None:
         """Do it. Returns the fidelity if there was a text to measure it on."""
         fidelity = None
+        _map_large_arrays()
         with torch.inference_mode():
             for section, names in groupby(self._parameters(), key=_section):
                 if section == "embed_tokens":
@@ -78,7 +82,6 @@ class Transfer:
                     fidelity = self._head(*names, write=True)
                 else:
                     self._mtp(list(names))
-                _return_freed_memory()
         return fidelity
 
     def _parameters(self) -> Iterator[str]:
@@ -183,10 +186,14 @@ class Transfer:
                 stream.expert_down(expert, stream_weight)
 
 
-def _return_freed_memory() -> None:
-    """Give freed pages back to the system: glibc keeps them, a gigabyte after some layers."""
+def _map_large_arrays() -> None:
+    """Have glibc give every large array pages of its own, which go back when it is freed.
+
+    Left to itself it keeps freed arrays of up to 32 MB for reuse, in holes that do not fit: up to
+    a gigabyte of them, more or less from run to run.
+    """
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
 
 
 def _section(name: str) -> str:
