@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.config_reader import read_fields
+from shoal.export.fp8 import FP8_BLOCK
 from shoal.graphs.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -102,6 +103,7 @@ class ModelConfig:
     num_nextn_predict_layers: int  # multi-token-prediction modules that the config announces
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    fp8_block: tuple[int, int] = FP8_BLOCK  # rows and columns of an FP8 matrix that share a scale
 
     def __post_init__(self) -> None:
         problems = _range_problems(vars(self))

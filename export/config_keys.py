@@ -131,3 +131,9 @@ HARMLESS = frozenset(
     for key in keys.split()
 )
 """Keys that leave the logits alone."""
+
+HARMLESS_QUANTIZATION = frozenset(
+    ["activation_scheme", "scale_fmt", "modules_to_not_convert", "ignored_layers", "dequantize"]
+)
+"""Keys of quantization_config that leave the stored weights alone: a tensor's type says what it is,
+and activations are quantized shoal's own way."""

@@ -15,9 +15,11 @@ from shoal.export.config_keys import (
     DEFAULTS,
     FAMILIES,
     HARMLESS,
+    HARMLESS_QUANTIZATION,
     INTEGERS,
     INTEGERS_OR_NULL,
 )
+from shoal.export.fp8 import FP8_BLOCK
 from shoal.graphs.errors import ConfigError
 
 
@@ -129,17 +131,39 @@ def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     values |= _read_sizes(reader, COMMON_DEFAULTS | DEFAULTS[model_type])
     values |= _read_routing(reader, model_type)
     values |= _read_rope(reader, model_type, values["max_position_embeddings"])
-    if reader.take("quantization_config", None) is not None:
-        reader.problems.append(
-            "quantization_config: quantized checkpoints (FP8 and others) are not supported yet; "
-            "convert the weights to bfloat16 first"
-        )
+    values["fp8_block"] = _read_quantization(reader)
     reader.expect("hidden_act", "silu")
     reader.expect("mlp_bias", False)
     reader.expect("num_key_value_heads", values["num_attention_heads"])
     reader.expect("qk_head_dim", values["qk_nope_head_dim"] + values["qk_rope_head_dim"])
     reader.refuse_the_rest(HARMLESS)
     return values, reader.problems
+
+
+def _read_quantization(reader: ConfigReader) -> tuple[int, int]:
+    """Rows and columns of an FP8 matrix that share a scale."""
+    table = reader.take("quantization_config", None) or {}
+    if not isinstance(table, dict):
+        reader.refuse("quantization_config", "an object", table)
+        return FP8_BLOCK
+    quantization = ConfigReader(table, prefix="quantization_config.")
+    method = quantization.take("quant_method", "fp8")
+    if method != "fp8":
+        meaning = "'fp8' (convert the weights to bfloat16 first)"
+        reader.refuse("quantization_config.quant_method", meaning, method)
+        return FP8_BLOCK
+    quantization.expect("fmt", "e4m3")
+    block = quantization.take("weight_block_size", list(FP8_BLOCK))
+    if not (isinstance(block, list) and len(block) == 2 and all(map(_is_positive, block))):
+        quantization.refuse("weight_block_size", "two whole numbers from 1 on", block)
+        block = FP8_BLOCK
+    quantization.refuse_the_rest(HARMLESS_QUANTIZATION)
+    reader.problems += quantization.problems
+    return block[0], block[1]
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_integer(value) and value > 0
 
 
 def _is_integer(value: Any) -> bool:

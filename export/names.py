@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from shoal.export.checkpoint import READABLE, Checkpoint, TensorHeader, message
 from shoal.export.config import ModelConfig
+from shoal.export.fp8 import FP8_DTYPE, scale_name, scale_problems
 from shoal.export.sources import (
     HeadPart,
     Shape,
@@ -93,13 +94,15 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     num_mtp_layers, notes = _mtp_layers(config, headers)
     sources = {source.name: source for source in _sources(config, headers, num_mtp_layers)}
     wanted = {name: s for source in sources.values() for name, s in source.tensors.items()}
+    scales = (scale_name(n) for n, h in headers.items() if h.dtype == FP8_DTYPE)
+    known = wanted.keys() | set(scales)
     problems = [
         *(f"missing {name} {list(s)}" for name, s in wanted.items() if name not in headers),
-        *_mismatches(wanted, headers),
+        *_mismatches(wanted, headers, checkpoint.fp8_block),
         *(
             f"unexpected {name} {list(headers[name].shape)}"
             for name in headers
-            if name not in wanted and not _is_ignored(name, config)
+            if name not in known and not _is_ignored(name, config)
         ),
     ]
     if problems:
@@ -108,7 +111,9 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     return ParameterSources(sources=sources, num_mtp_layers=num_mtp_layers, notes=notes)
 
 
-def _mismatches(wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader]) -> Iterator[str]:
+def _mismatches(
+    wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader], fp8_block: tuple[int, int]
+) -> Iterator[str]:
     for name, shape in wanted.items():
         if name not in headers:
             continue
@@ -117,6 +122,8 @@ def _mismatches(wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader]
             yield f"{name}: expected shape {list(shape)}, found {list(found.shape)}"
         if found.dtype not in READABLE:
             yield f"{name}: expected {', '.join(READABLE)}, found {found.dtype}"
+        if found.dtype == FP8_DTYPE:
+            yield from scale_problems(name, headers, fp8_block)
 
 
 def _mtp_layers(

@@ -212,7 +212,7 @@ def verify_against_checkpoint(
 def _open_model(folder: Path, block_size: int | None, text_choice: _TextChoice) -> _Model:
     """Everything of a checkpoint but its weights; what is quick to check is checked first."""
     raw_config, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
     text, notes = None, parameters.notes

@@ -26,6 +26,12 @@ YARN_V3 = {
 }
 
 
+def fp8(**changes: Any) -> dict[str, Any]:
+    """The quantization_config of DeepSeek-V3, changed."""
+    published = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
+    return {"quantization_config": published | {"weight_block_size": [128, 128]} | changes}
+
+
 def refusal(raw: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_hf(raw)
@@ -122,7 +128,11 @@ def test_keys_that_do_not_change_the_numbers_are_accepted() -> None:
         (V2, {"rope_interleave": False}, "rope_interleave: expected true"),
         (V2, {"mlp_bias": True}, "mlp_bias: expected False, found True"),
         (V2, {"num_experts_per_tok": None}, "num_experts_per_tok: expected 1 to"),
-        (V3, {"quantization_config": {"quant_method": "fp8"}}, "not supported yet"),
+        (V3, fp8(quant_method="gptq"), "quantization_config.quant_method: expected 'fp8'"),
+        (V3, fp8(fmt="e5m2"), "quantization_config.fmt: expected 'e4m3', found 'e5m2'"),
+        (V3, fp8(weight_block_size=[128, 0]), "weight_block_size: expected two whole numbers"),
+        (V3, fp8(weight_bits=4), "quantization_config.weight_bits: unknown key"),
+        (V3, {"quantization_config": "fp8"}, "quantization_config: expected an object"),
         (V3, {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.rope_type: expected"),
         (V3, {"rope_scaling": YARN_V3 | {"stretch": 3}}, "rope_scaling.stretch: unknown key"),
         (V3, {"rope_scaling": YARN_V3 | {"factor": 0.5}}, "factor: expected a number of at least"),
@@ -155,6 +165,11 @@ def test_what_is_not_understood_is_refused_by_name(
     family: dict[str, Any], override: dict[str, Any], expected: str
 ) -> None:
     assert expected in refusal({**family, **override})
+
+
+def test_fp8_says_how_many_values_share_a_scale() -> None:
+    assert ModelConfig.from_hf({**V3, **fp8(scale_fmt="ue8m0")}).fp8_block == (128, 128)
+    assert ModelConfig.from_hf({**V3, **fp8(weight_block_size=[64, 32])}).fp8_block == (64, 32)
 
 
 def test_all_problems_are_named_at_once() -> None:
