@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import onnx
 import onnx_ir as ir
@@ -87,6 +87,7 @@ class _Templates:
         self._config = config
         self.layer = cache(self._layer)
 
+    @cached_property
     def rope(self) -> Template:
         return trace(
             lambda: RotaryEmbedding(self._config),
@@ -96,6 +97,7 @@ class _Templates:
             fake=False,
         )
 
+    @cached_property
     def embedding(self) -> Template:
         c = self._config
         return trace(
@@ -105,6 +107,7 @@ class _Templates:
             integer_inputs=("input_ids",),
         )
 
+    @cached_property
     def norm(self) -> Template:
         c = self._config
         return trace(
@@ -113,6 +116,7 @@ class _Templates:
             ("y",),
         )
 
+    @cached_property
     def head(self) -> Template:
         c = self._config
         return trace(
@@ -121,6 +125,7 @@ class _Templates:
             ("logits",),
         )
 
+    @cached_property
     def mtp(self) -> Template:
         c = self._config
         hidden = (1, "T", c.hidden_size)
@@ -150,8 +155,8 @@ def _decoder(config: ModelConfig, templates: _Templates) -> GraphAssembly:
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     caches = [_cache_input(graph, config, i) for i in range(config.num_hidden_layers)]
-    (hidden,) = graph.stamp(templates.embedding(), [input_ids], "embed/", "embed_tokens.")
-    cos, sin = graph.stamp(templates.rope(), [position_ids], "rope/", "")
+    (hidden,) = graph.stamp(templates.embedding, [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates.rope, [position_ids], "rope/", "")
     routing = {}
     for i, cache_value in enumerate(caches):
         template = templates.layer(config.is_moe_layer(i))
@@ -160,7 +165,7 @@ def _decoder(config: ModelConfig, templates: _Templates) -> GraphAssembly:
         )
         if chosen:
             routing[i] = chosen
-    (hidden,) = graph.stamp(templates.norm(), [hidden], "norm/", "norm.")
+    (hidden,) = graph.stamp(templates.norm, [hidden], "norm/", "norm.")
     graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
     for i, cache_value in enumerate(caches):
         _context_outputs(graph, config, i, cache_value, routing.get(i, []))
@@ -171,7 +176,7 @@ def _head(config: ModelConfig, templates: _Templates) -> GraphAssembly:
     graph = GraphAssembly("head")
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
     weight = "embed_tokens." if config.tie_word_embeddings else "lm_head."
-    (logits,) = graph.stamp(templates.head(), [hidden], "head/", weight)
+    (logits,) = graph.stamp(templates.head, [hidden], "head/", weight)
     graph.output("logits", logits, _FLOAT, [1, "T", config.vocab_size])
     return graph
 
@@ -182,10 +187,10 @@ def _mtp(config: ModelConfig, templates: _Templates) -> GraphAssembly:
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
     cache_value = _cache_input(graph, config, 0)
-    (embedded,) = graph.stamp(templates.embedding(), [input_ids], "embed/", "embed_tokens.")
-    cos, sin = graph.stamp(templates.rope(), [position_ids], "rope/", "")
+    (embedded,) = graph.stamp(templates.embedding, [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates.rope, [position_ids], "rope/", "")
     x, cache_value, *chosen = graph.stamp(
-        templates.mtp(), [embedded, hidden, cos, sin, cache_value], "mtp.0/", "mtp.0."
+        templates.mtp, [embedded, hidden, cos, sin, cache_value], "mtp.0/", "mtp.0."
     )
     graph.output("hidden_out", x, _FLOAT, [1, "T", config.hidden_size])
     _context_outputs(graph, config, 0, cache_value, chosen)

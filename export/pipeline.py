@@ -24,6 +24,7 @@ from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
 from shoal.export.folder import replaced_folder
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.rope_scaling import LongRopeScaling
 from shoal.export.special_tokens import SpecialTokens, read_special_tokens
 from shoal.export.transfer import FidelityText, Transfer
 from shoal.export.weights import CompareSink, FileSink, Progress
@@ -215,7 +216,7 @@ def _open_model(folder: Path, block_size: int | None, text_choice: _TextChoice) 
     checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
-    text, notes = None, parameters.notes
+    text, notes = None, (*parameters.notes, *_rope_notes(config))
     if text_choice.wanted and block_size is not None:
         text, text_notes = _text(folder, config, text_choice)
         notes = (*notes, *text_notes)
@@ -260,6 +261,16 @@ def _text(
             f"{largest}; config.json and tokenizer.json must belong together"
         )
     return FidelityText(name=name, ids_BT=ids_BT), ()
+
+
+def _rope_notes(config: ModelConfig) -> tuple[str, ...]:
+    scaling = config.rope_scaling
+    if not isinstance(scaling, LongRopeScaling) or scaling.short_factor == scaling.long_factor:
+        return ()
+    return (
+        f"rotary frequencies change beyond {scaling.original_max_position_embeddings} tokens of "
+        "context; tokens already in the cache keep theirs, as in transformers",
+    )
 
 
 def _check_space(bundle: Path, work: Path, needed_bytes: int) -> None:

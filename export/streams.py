@@ -55,7 +55,7 @@ class Stream:
             return
         ids, self._expert_weights = module.mlp.route(x)
         self.expert_ids.append(ids)
-        self.hidden = self.hidden + module.mlp.shared(x)
+        self._sparse, self._contribution = module.mlp, module.mlp.shared(x)
         self._block_size = self.block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
         self._expert_input = self._quantized(x)
         self._activated: list[Tensor] = []
@@ -71,7 +71,11 @@ class Stream:
         chosen = self._chosen(expert)
         routed = chosen.any(-1)
         share = (self._expert_weights * chosen).sum(-1)[routed]
-        self.hidden[routed] += share[:, None] * (self._activated[expert] @ weight.T)
+        self._contribution[routed] += share[:, None] * (self._activated[expert] @ weight.T)
+
+    def end_layer(self) -> None:
+        """Finish a layer with routed experts, all of which have been passed."""
+        self.hidden = self.hidden + self._sparse.output_norm(self._contribution)
 
     def head_input(self, norm: Tensor) -> Tensor:
         """Finish: what the head is applied to, [B*T,D]. ``norm`` [D] is the final norm's weight."""

@@ -107,6 +107,9 @@ class Transfer:
             self._served.begin_layer(layer, served)
         for name in experts:
             self._move_experts(name)
+        if self._text is not None and experts:
+            self._reference.end_layer()
+            self._served.end_layer()
 
     def _head(self, name: str, *, write: bool) -> Fidelity | None:
         if self._text is None:

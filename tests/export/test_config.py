@@ -124,8 +124,8 @@ def test_keys_that_do_not_change_the_numbers_are_accepted() -> None:
         (V3, {"topk_method": "greedy"}, "topk_method: expected 'noaux_tc', found 'greedy'"),
         (V3, {"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid'"),
         (V2, {"topk_method": "noaux_tc"}, "'greedy' or 'group_limited_greedy'"),
-        (V2, {"norm_topk_prob": True}, "norm_topk_prob: expected false"),
-        (V2, {"rope_interleave": False}, "rope_interleave: expected true"),
+        (V2, {"norm_topk_prob": True}, "norm_topk_prob: expected False"),
+        (V2, {"rope_interleave": False}, "rope_interleave: expected True"),
         (V2, {"mlp_bias": True}, "mlp_bias: expected False, found True"),
         (V2, {"num_experts_per_tok": None}, "num_experts_per_tok: expected 1 to"),
         (V3, fp8(quant_method="gptq"), "quantization_config.quant_method: expected 'fp8'"),
@@ -179,10 +179,31 @@ def test_all_problems_are_named_at_once() -> None:
         assert f"{key}: " in message
 
 
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v32", None, 3, []], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", None, 3, []], ids=str)
 def test_other_families_are_refused_with_the_supported_ones(model_type: Any) -> None:
     message = refusal({"model_type": model_type})
-    assert f"expected deepseek_v2 or deepseek_v3, found {model_type!r}" in message
+    assert "expected one of AXK1, axk1, deepseek_v2, deepseek_v3, glm4_moe_lite, " in message
+    assert f"found {model_type!r}; other families are not supported" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [
+        ("deepseek_v32", "sparse attention"),
+        ("glm_moe_dsa", "sparse attention"),
+        ("deepseek_v4", "compressed sparse attention"),
+        ("kimi_linear", "linear attention layers"),
+        ("bailing_hybrid", "linear attention layers"),
+        ("mistral4", "query scale"),
+        ("kimi_k25", "vision tower"),
+        ("longcat_flash", "zero-compute experts"),
+    ],
+)
+def test_relatives_are_refused_with_what_is_missing(model_type: str, missing: str) -> None:
+    message = refusal({"model_type": model_type})
+    assert f"model_type {model_type!r}: its " in message
+    assert missing in message
+    assert "is not supported" in message
 
 
 @pytest.mark.parametrize(
