@@ -36,7 +36,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
             writes to it, or the file system refuses.
     """
     target = Path(os.path.abspath(target))
-    _check_target(target, force)
+    check_target(target, force)
     work = target.with_name(f".{target.name}.exporting")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
             try:
                 work.mkdir()
                 yield work
-                _check_target(target, force)
+                check_target(target, force)
                 _sync_files(work)
                 _put_in_place(work, target)
             finally:
@@ -57,7 +57,12 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
         ) from error
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """See that a bundle may be written to ``target``.
+
+    Raises:
+        ExportError: it is no folder, holds other files, or a bundle and ``force`` is false.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ExportError(f"{target}: is not a folder; choose another name for the bundle")
     if not target.exists() or not any(target.iterdir()):

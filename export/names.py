@@ -116,6 +116,12 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     return ParameterSources(sources=sources, num_mtp_layers=num_mtp_layers, notes=notes)
 
 
+def wanted_tensors(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor that an original checkpoint of the main model has."""
+    sources = _sources(config, {}, 0)
+    return {name: shape for source in sources for name, shape in source.tensors.items()}
+
+
 def _mismatches(
     wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader], fp8_block: tuple[int, int]
 ) -> Iterator[str]:
