@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.export.fp8 import FP8_BLOCK, FP8_DTYPE, apply_scales, scale_name
 from shoal.graphs.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -26,6 +27,7 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
 READABLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READABLE |= {FP8_DTYPE: torch.float8_e4m3fn}
 """What can be read, by safetensors name."""
 
 ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64, "BOOL": 8}
@@ -52,18 +54,23 @@ class Checkpoint:
     Attributes:
         folder: Where it is.
         tensors: Header of every tensor, by its name in the checkpoint.
+        fp8_block: Rows and columns of an FP8 matrix that share a scale.
     """
 
-    def __init__(self, folder: Path, tensors: dict[str, TensorHeader]) -> None:
+    def __init__(
+        self, folder: Path, tensors: dict[str, TensorHeader], fp8_block: tuple[int, int]
+    ) -> None:
         self.folder = folder
         self.tensors = tensors
+        self.fp8_block = fp8_block
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, fp8_block: tuple[int, int] = FP8_BLOCK) -> Checkpoint:
         """Check the files of ``folder`` and list their tensors; reads no weights.
 
         Args:
             folder: Holds model.safetensors, or model.safetensors.index.json and its shards.
+            fp8_block: Rows and columns of an FP8 matrix that share a scale.
 
         Raises:
             CheckpointError: A file is missing, truncated, damaged, not safetensors or outside the
@@ -79,7 +86,7 @@ class Checkpoint:
             raise CheckpointError(_no_weights_message(folder))
         if problems:
             raise CheckpointError(message(folder, problems, "download these files again"))
-        return cls(folder, tensors)
+        return cls(folder, tensors, fp8_block)
 
     def read(self, name: str) -> Tensor:
         """Tensor ``name`` as float32, in memory of its own.
@@ -93,9 +100,16 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (exclusive) of the first axis of ``name``; see ``read``."""
-        row_shape = self.tensors[name].shape[1:]
-        row = math.prod(row_shape)
-        return self._read_items(name, start * row, stop * row).reshape(stop - start, *row_shape)
+        header = self.tensors[name]
+        row = math.prod(header.shape[1:])
+        rows = self._read_items(name, start * row, stop * row)
+        rows = rows.reshape(stop - start, *header.shape[1:])
+        if header.dtype == FP8_DTYPE:
+            # The scales of a stack are read by matrix, those of a matrix by rows of blocks.
+            step = self.fp8_block[0] if rows.dim() == 2 else 1
+            scales = self.read_rows(scale_name(name), start // step, -(-stop // step))
+            apply_scales(rows, scales, self.fp8_block, start=start)
+        return rows
 
     def _read_items(self, name: str, start: int, stop: int) -> Tensor:
         try:
@@ -213,6 +227,9 @@ def _read_header(path: Path, problems: list[str]) -> dict[str, TensorHeader]:
     except OSError as exc:
         problems.append(f"{path.name}: cannot be read: {exc.strerror}")
         return {}
+    except _DamagedEntry as exc:
+        problems.append(f"{path.name}: damaged header: {exc}")
+        return {}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         problems.append(f"{path.name}: damaged header")
         return {}
@@ -223,29 +240,46 @@ def _read_header(path: Path, problems: list[str]) -> dict[str, TensorHeader]:
     return headers
 
 
+class _DamagedEntry(Exception):
+    """What is wrong with one tensor's entry in a header."""
+
+
 def _parse_entries(
     path: Path, entries: dict[str, Any], data_start: int
 ) -> tuple[dict[str, TensorHeader], Iterable[int]]:
     """Tensors and their ends in bytes. Any exception means that the header is damaged."""
     headers: dict[str, TensorHeader] = {}
-    spans: list[tuple[int, int]] = []
+    spans: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
-        begin, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            raise ValueError(name)
-        if (end - begin) * 8 != math.prod(shape) * ITEM_BITS[entry["dtype"]]:
-            raise ValueError(name)
-        spans.append((begin, end))
-        headers[name] = TensorHeader(
-            file=path, dtype=entry["dtype"], shape=shape, offset=data_start + begin
-        )
+        headers[name], span = _parse_entry(path, name, entry, data_start)
+        spans.append((*span, name))
     spans.sort()
     # Tensors lie side by side: an overlap or a gap means that offsets are wrong.
-    if any(end != begin for (_, end), (begin, _) in pairwise(spans)):
-        raise ValueError("tensors overlap")
-    if spans and spans[0][0] != 0:
-        raise ValueError("gap")
-    return headers, [data_start + end for _, end in spans]
+    for (_, end, name), (begin, _, following) in pairwise([(0, 0, "the header"), *spans]):
+        if begin < end:
+            raise _DamagedEntry(f"{following} overlaps {name}")
+        if begin > end:
+            raise _DamagedEntry(f"{begin - end} bytes between {name} and {following} are unused")
+    return headers, [data_start + end for _, end, _ in spans]
+
+
+def _parse_entry(
+    path: Path, name: str, entry: dict[str, Any], data_start: int
+) -> tuple[TensorHeader, tuple[int, int]]:
+    """One tensor and where its bytes begin and end, from the end of the header on."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        bits = math.prod(shape) * ITEM_BITS[dtype] if valid else -1
+    except (ValueError, TypeError, KeyError) as exc:
+        raise _DamagedEntry(f"{name} has no readable type, shape and offsets") from exc
+    if (end - begin) * 8 != bits:
+        raise _DamagedEntry(
+            f"{name}: {dtype} of shape {list(shape)} does not fit offsets [{begin}, {end}]"
+        )
+    return TensorHeader(file=path, dtype=dtype, shape=shape, offset=data_start + begin), (
+        begin,
+        end,
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from shoal.export.dry_run import dry_run_record, write_dry_run
 from shoal.export.pipeline import (
     ExportReport,
     VerifyReport,
@@ -28,6 +29,13 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 def export_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal export``."""
+    if args.dry_run:
+        record = dry_run_record(args)
+        if args.json:
+            sys.stdout.write(json.dumps(record, indent=1) + "\n")
+        else:
+            write_dry_run(record)
+        return 0
     with _stopped_like_ctrl_c(), ExportProgress("export") as progress:
         report = export_bundle(
             args.checkpoint,

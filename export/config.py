@@ -15,49 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.config_reader import read_fields
+from shoal.export.fp8 import FP8_BLOCK
+from shoal.export.rope_scaling import LongRopeScaling, YarnScaling
 from shoal.graphs.errors import ConfigError
 
 CONFIG_FILE = "config.json"
-
-
-def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's temperature for a context stretched ``factor`` times: 0.1 mscale ln(factor) + 1.
-
-    Source: YaRN (arXiv 2309.00071), section 3.4; DeepSeek-V2 adds the ``mscale`` weight.
-    """
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class YarnScaling:
-    """YaRN: how the rotary frequencies are stretched to a longer context than the trained one."""
-
-    factor: float  # how many times longer
-    original_max_position_embeddings: int  # tokens, before stretching
-    beta_fast: float = 32.0  # rotations over the original context above which nothing changes
-    beta_slow: float = 1.0  # rotations below which a frequency is divided by factor
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True  # round the borders of the ramp to whole dimensions
-    attention_factor: float | None = None  # of cos and sin; None: from factor and the mscales
-
-    @property
-    def cos_sin_factor(self) -> float:
-        """What cos and sin are multiplied by."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.mscale and self.mscale_all_dim:
-            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(
-                self.factor, self.mscale_all_dim
-            )
-        return yarn_mscale(self.factor, 1.0)
-
-    @property
-    def softmax_factor(self) -> float:
-        """What the attention scores are multiplied by, beside 1/sqrt(head size)."""
-        if not self.mscale_all_dim:
-            return 1.0
-        return yarn_mscale(self.factor, self.mscale_all_dim) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +58,19 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     rope_interleave: bool  # pairs (0,1),(2,3),...; otherwise (0,R/2),(1,R/2+1),...
-    rope_scaling: YarnScaling | None
+    rope_scaling: YarnScaling | LongRopeScaling | None
     tie_word_embeddings: bool
     max_position_embeddings: int
     num_nextn_predict_layers: int  # multi-token-prediction modules that the config announces
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    fp8_block: tuple[int, int] = FP8_BLOCK  # rows and columns of an FP8 matrix that share a scale
+    mlp_layer_types: tuple[str, ...] | None = None  # "dense" or "sparse"; overrides the two counts
+    has_moe_output_norm: bool = False  # norm of what a layer's experts put out together
+    router_bias_is_optional: bool = False  # a checkpoint without it means zeros
+    embedding_scale: float = 1.0  # embeddings, each layer's two contributions and the logits are
+    residual_scale: float = 1.0  # multiplied by these, which names.py does to the weights
+    logits_scale: float = 1.0
 
     def __post_init__(self) -> None:
         problems = _range_problems(vars(self))
@@ -136,6 +105,8 @@ class ModelConfig:
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether ``layer`` has routed experts."""
+        if self.mlp_layer_types is not None:
+            return self.is_moe and self.mlp_layer_types[layer] == "sparse"
         in_turn = layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
         return self.is_moe and in_turn
 
@@ -155,8 +126,6 @@ class ModelConfig:
         problems += _range_problems(values)
         if problems:
             raise ConfigError(_message(where, problems))
-        if values["rope_scaling"] is not None:
-            values["rope_scaling"] = YarnScaling(**values["rope_scaling"])
         return cls(where=where, **values)
 
 

@@ -1,75 +1,25 @@
-"""Tables of config.json keys: families, defaults, other spellings, and what does not matter."""
+"""Tables of config.json keys: common defaults, other spellings, and what does not matter."""
 
 from __future__ import annotations
 
 from typing import Any
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {
-        "architecture": "DeepseekV2ForCausalLM",
-        "topk_methods": ("greedy", "group_limited_greedy"),
-        "scoring_func": "softmax",
-    },
-    "deepseek_v3": {
-        "architecture": "DeepseekV3ForCausalLM",
-        "topk_methods": ("noaux_tc",),
-        "scoring_func": "sigmoid",
-    },
-}
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {
-        "vocab_size": 102400,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "q_lora_rank": 1536,
-        "intermediate_size": 11008,
-        "moe_intermediate_size": 1407,
-        "n_routed_experts": 64,
-        "n_shared_experts": 2,
-        "num_experts_per_tok": None,
-        "first_k_dense_replace": 0,
-        "n_group": None,
-        "topk_group": None,
-        "norm_topk_prob": False,
-        "routed_scaling_factor": 1.0,
-        "max_position_embeddings": 2048,
-        "num_nextn_predict_layers": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "deepseek_v3": {
-        "vocab_size": 129280,
-        "hidden_size": 7168,
-        "num_hidden_layers": 61,
-        "num_attention_heads": 128,
-        "q_lora_rank": 1536,
-        "intermediate_size": 18432,
-        "moe_intermediate_size": 2048,
-        "n_routed_experts": 256,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 8,
-        "first_k_dense_replace": 3,
-        "n_group": 8,
-        "topk_group": 4,
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5,
-        "max_position_embeddings": 4096,
-        "num_nextn_predict_layers": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    },
-}
-"""Values that transformers 5 gives to absent keys where the families differ."""
-
-COMMON_DEFAULTS = {
+COMMON_DEFAULTS: dict[str, Any] = {
+    "q_lora_rank": 1536,
     "kv_lora_rank": 512,
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+    "num_nextn_predict_layers": 0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
 }
+"""Values of absent keys, unless a family has others (export/families)."""
 
 INTEGERS = (
     "vocab_size",
@@ -131,3 +81,9 @@ HARMLESS = frozenset(
     for key in keys.split()
 )
 """Keys that leave the logits alone."""
+
+HARMLESS_QUANTIZATION = frozenset(
+    ["activation_scheme", "scale_fmt", "modules_to_not_convert", "ignored_layers", "dequantize"]
+)
+"""Keys of quantization_config that leave the stored weights alone: a tensor's type says what it is,
+and activations are quantized shoal's own way."""

@@ -11,6 +11,8 @@ The figures (all over the same positions of the same text):
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,17 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from shoal.export.streams import Stream
 from shoal.graphs.errors import CheckpointError, ExportError
 
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""
-
-_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,70 +106,103 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One of the two models at the end of the text.
+class HeadComparison:
+    """Next-token distributions of both models, built up a range of the vocabulary at a time.
+
+    The logits of a text for a whole vocabulary would take gigabytes. For each position only sums
+    over the tokens seen so far are kept, relative to the largest logit so far.
+    """
+
+    def __init__(self, ids_BT: Tensor, reference_ND: Tensor, served_ND: Tensor) -> None:
+        """Begin.
+
+        Args:
+            ids_BT: the text.
+            reference_ND: what the float32 model applies its head to, N = B T.
+            served_ND: what the model as it is stored applies its head to.
+        """
+        self._ids_BT = ids_BT
+        self._next_ids = ids_BT.flatten().roll(-1)
+        self._sides = (_HeadSide(reference_ND), _HeadSide(served_ND))
+        # Sum of exp(a - largest a) (a - b), of reference logits a and served ones b.
+        self._gap = torch.zeros(len(reference_ND), dtype=torch.float64)
+
+    def add(self, start: int, rows: Tensor, served_rows: Tensor) -> None:
+        """Take the head's rows [..,D] from token ``start`` on, as float32 and as served."""
+        reference, served = self._sides
+        a, b = reference.logits(rows), served.logits(served_rows)
+        shrink = reference.add(start, a, self._next_ids)
+        served.add(start, b, self._next_ids)
+        shares = (a - reference.largest[:, None]).exp()
+        self._gap = self._gap * shrink + (shares * (a - b)).sum(-1)
+
+    def finish(self, text: str, expert_ids: Sequence[Tensor]) -> Fidelity:
+        """Sum up what both models make of the text.
+
+        Args:
+            text: its name.
+            expert_ids: [2B,T,K] for each layer with experts, the reference's half first.
+        """
+        reference, served = self._sides
+        kl = self._gap / reference.total - reference.log_total + served.log_total
+        t = self._ids_BT.shape[1]
+        has_next = (torch.arange(self._ids_BT.numel()) % t) != t - 1
+        nll_reference, nll = ((s.log_total - s.target)[has_next].mean() for s in self._sides)
+        routing = tuple(_shared_experts(*ids.chunk(2)) for ids in expert_ids)
+        return Fidelity(
+            text=text,
+            tokens=self._ids_BT.numel(),
+            window=t,
+            kl_mean=float(kl.mean()),
+            kl_p999=float(np.quantile(kl.numpy(), 0.999)),
+            kl_max=float(kl.max()),
+            perplexity=float(nll.exp()),
+            perplexity_reference=float(nll_reference.exp()),
+            top1_agreement=float((reference.best == served.best).double().mean()),
+            router_agreement=float(np.mean(routing)) if routing else None,
+            router_agreement_by_layer=routing,
+        )
+
+
+class _HeadSide:
+    """One model's logits of N positions, summed over the tokens seen so far; all float64 [N].
 
     Attributes:
-        stream: for its routing.
-        head_input: [B*T,D].
-        head: [W,D].
+        largest: The largest logit.
+        best: Which token has it.
+        total: Sum of exp(logit - largest).
+        target: The logit of the token that follows.
     """
 
-    stream: Stream
-    head_input: Tensor
-    head: Tensor
+    def __init__(self, input_ND: Tensor) -> None:
+        count = len(input_ND)
+        self._input_ND = input_ND
+        self.largest = torch.full((count,), -math.inf, dtype=torch.float64)
+        self.best = torch.zeros(count, dtype=torch.int64)
+        self.total = torch.zeros(count, dtype=torch.float64)
+        self.target = torch.zeros(count, dtype=torch.float64)
 
-    def log_probabilities(self, rows: Tensor) -> Tensor:
-        """Of the next token after the positions ``rows``, float64 [rows,W]."""
-        return (self.head_input[rows] @ self.head.T).double().log_softmax(-1)
+    @property
+    def log_total(self) -> Tensor:
+        """Logarithm of the sum of exp(logit)."""
+        return self.largest + self.total.log()
 
+    def logits(self, rows: Tensor) -> Tensor:
+        """Of the tokens whose head rows these are."""
+        return (self._input_ND @ rows.T).double()
 
-def compare(text: str, ids_BT: Tensor, reference: Side, served: Side) -> Fidelity:
-    """Sum up what both models make of the text.
-
-    Args:
-        text: name of the text.
-        ids_BT: its windows.
-        reference: the float32 model.
-        served: the model as its weights are stored.
-    """
-    kl, nll_reference, nll, same = _compare_rows(ids_BT, reference, served)
-    routing = tuple(
-        _shared_experts(a, b)
-        for a, b in zip(reference.stream.expert_ids, served.stream.expert_ids, strict=True)
-    )
-    return Fidelity(
-        text=text,
-        tokens=ids_BT.numel(),
-        window=ids_BT.shape[1],
-        kl_mean=float(kl.mean()),
-        kl_p999=float(np.quantile(kl, 0.999)),
-        kl_max=float(kl.max()),
-        perplexity=float(np.exp(nll.mean())),
-        perplexity_reference=float(np.exp(nll_reference.mean())),
-        top1_agreement=float(same.mean()),
-        router_agreement=float(np.mean(routing)) if routing else None,
-        router_agreement_by_layer=routing,
-    )
-
-
-def _compare_rows(ids_BT: Tensor, reference: Side, served: Side) -> tuple[NDArray[np.float64], ...]:
-    """KL, both negative log-likelihoods (not for each window's last token) and top-1 equality."""
-    b, t = ids_BT.shape
-    has_next = (torch.arange(b * t) % t) != t - 1
-    next_ids = ids_BT.flatten().roll(-1)
-    kl, nll_reference, nll, same = [], [], [], []
-    for start in range(0, b * t, _ROWS):  # logits of the whole text may not fit
-        rows = torch.arange(start, min(start + _ROWS, b * t))
-        p, q = reference.log_probabilities(rows), served.log_probabilities(rows)
-        kl.append((p.exp() * (p - q)).sum(-1))
-        target = next_ids[rows, None]
-        keep = has_next[rows]
-        nll_reference.append(-p.gather(-1, target)[keep, 0])
-        nll.append(-q.gather(-1, target)[keep, 0])
-        same.append((p.argmax(-1) == q.argmax(-1)).double())
-    return tuple(torch.cat(part).numpy() for part in (kl, nll_reference, nll, same))
+    def add(self, start: int, logits: Tensor, next_ids: Tensor) -> Tensor:
+        """Take the logits from token ``start`` on; returns the factor of sums made before."""
+        largest, best = logits.max(-1)
+        is_new = largest > self.largest
+        self.best = torch.where(is_new, best + start, self.best)
+        largest = torch.maximum(largest, self.largest)
+        shrink = (self.largest - largest).exp()
+        self.total = self.total * shrink + (logits - largest[:, None]).exp().sum(-1)
+        self.largest = largest
+        here = (next_ids >= start) & (next_ids < start + logits.shape[1])
+        self.target[here] = logits[here, next_ids[here] - start]
+        return shrink
 
 
 def _shared_experts(a_BTK: Tensor, b_BTK: Tensor) -> float:

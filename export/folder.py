@@ -36,7 +36,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
             writes to it, or the file system refuses.
     """
     target = Path(os.path.abspath(target))
-    _check_target(target, force)
+    check_target(target, force)
     work = target.with_name(f".{target.name}.exporting")
     with _parents(target), _locked(target):
         with writing(target):
@@ -45,7 +45,7 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
             with writing(target):
                 work.mkdir()
             yield work
-            _check_target(target, force)
+            check_target(target, force)
             with writing(target):
                 _sync_files(work)
                 _put_in_place(work, target)
@@ -83,7 +83,12 @@ def _parents(target: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """See that a bundle may be written to ``target``.
+
+    Raises:
+        ExportError: it is no folder, holds other files, or a bundle and ``force`` is false.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ExportError(f"{target}: is not a folder; choose another name for the bundle")
     if not target.exists() or not any(target.iterdir()):

@@ -43,7 +43,7 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
         CheckpointError: tensors are missing, unexpected or of a wrong shape.
     """
     _, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     int8, fp32 = planned_tensors(parameters, DEFAULT_BLOCK_SIZE), planned_tensors(parameters, None)
     token_bytes = cache_token_bytes(

@@ -29,7 +29,7 @@ def build_manifest(
 ) -> Manifest:
     """The manifest of a bundle whose files are all written."""
     moe_layers = tuple(i for i in range(config.num_hidden_layers) if config.is_moe_layer(i))
-    parameters, active = _count_parameters(config, plan)
+    parameters, active = count_parameters(config, plan)
     return Manifest(
         shoal_version=version("shoal"),
         weights=weights,
@@ -56,7 +56,7 @@ def build_manifest(
         graphs=graphs,
         files=dict(sorted(files.items())),
         tensors=plan.tensors,
-        token_read_bytes=_token_read_bytes(config, plan),
+        token_read_bytes=token_read_bytes(config, plan),
         config=raw_config,
         fidelity=fidelity.to_json() if fidelity is not None else None,
         notes=notes,
@@ -74,7 +74,7 @@ def token_share(config: ModelConfig, name: str) -> float:
     return 1.0
 
 
-def _count_parameters(config: ModelConfig, plan: WeightPlan) -> tuple[int, int]:
+def count_parameters(config: ModelConfig, plan: WeightPlan) -> tuple[int, int]:
     """Distinct parameters, and those that take part in one token of the main model."""
     counts = {
         name: math.prod(info.shape)
@@ -85,5 +85,6 @@ def _count_parameters(config: ModelConfig, plan: WeightPlan) -> tuple[int, int]:
     return sum(counts.values()), round(active)
 
 
-def _token_read_bytes(config: ModelConfig, plan: WeightPlan) -> int:
+def token_read_bytes(config: ModelConfig, plan: WeightPlan) -> int:
+    """Bytes of weights that one decoded token of the main model reads."""
     return round(sum(i.size * token_share(config, name) for name, i in plan.tensors.items()))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from shoal.export.checkpoint import READABLE, Checkpoint, TensorHeader, message
 from shoal.export.config import ModelConfig
+from shoal.export.fp8 import FP8_DTYPE, scale_name, scale_problems
 from shoal.export.sources import (
     HeadPart,
     Shape,
@@ -24,6 +25,7 @@ from shoal.export.sources import (
     SplitDown,
     SplitGateUp,
     StackedGateUp,
+    Zeros,
 )
 from shoal.graphs.errors import CheckpointError
 
@@ -50,6 +52,8 @@ DENSE = {
 }
 ROUTER = {"mlp.gate.weight": "E D"}
 ROUTER_BIAS = {"mlp.gate.e_score_correction_bias": "E"}
+MOE_OUTPUT_NORM = "post_mlp_layernorm.weight"
+"""A norm in ``mlp``, stored one level higher in published files and for dense layers, too."""
 SHARED_EXPERTS = {
     "mlp.shared_experts.gate_proj.weight": "SF D",
     "mlp.shared_experts.up_proj.weight": "SF D",
@@ -63,6 +67,8 @@ MTP = {
 }
 MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 """Stored again with every MTP module, though they are the main model's."""
+BRANCH_ENDS = ("self_attn.o_proj.", "mlp.down_proj.", "mlp.shared_experts.down_proj.")
+"""What a layer's two contributions to the hidden state end with, beside the routed experts."""
 
 UNUSED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
 
@@ -93,13 +99,15 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     num_mtp_layers, notes = _mtp_layers(config, headers)
     sources = {source.name: source for source in _sources(config, headers, num_mtp_layers)}
     wanted = {name: s for source in sources.values() for name, s in source.tensors.items()}
+    scales = (scale_name(n) for n, h in headers.items() if h.dtype == FP8_DTYPE)
+    known = wanted.keys() | set(scales)
     problems = [
         *(f"missing {name} {list(s)}" for name, s in wanted.items() if name not in headers),
-        *_mismatches(wanted, headers),
+        *_mismatches(wanted, headers, checkpoint.fp8_block),
         *(
             f"unexpected {name} {list(headers[name].shape)}"
             for name in headers
-            if name not in wanted and not _is_ignored(name, config)
+            if name not in known and not _is_ignored(name, config)
         ),
     ]
     if problems:
@@ -108,7 +116,15 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     return ParameterSources(sources=sources, num_mtp_layers=num_mtp_layers, notes=notes)
 
 
-def _mismatches(wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader]) -> Iterator[str]:
+def wanted_tensors(config: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor that an original checkpoint of the main model has."""
+    sources = _sources(config, {}, 0)
+    return {name: shape for source in sources for name, shape in source.tensors.items()}
+
+
+def _mismatches(
+    wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader], fp8_block: tuple[int, int]
+) -> Iterator[str]:
     for name, shape in wanted.items():
         if name not in headers:
             continue
@@ -117,6 +133,8 @@ def _mismatches(wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader]
             yield f"{name}: expected shape {list(shape)}, found {list(found.shape)}"
         if found.dtype not in READABLE:
             yield f"{name}: expected {', '.join(READABLE)}, found {found.dtype}"
+        if found.dtype == FP8_DTYPE:
+            yield from scale_problems(name, headers, fp8_block)
 
 
 def _mtp_layers(
@@ -136,6 +154,8 @@ def _mtp_layers(
 
 def _is_ignored(name: str, config: ModelConfig) -> bool:
     if UNUSED.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+        return True
+    if config.has_moe_output_norm and name.endswith(MOE_OUTPUT_NORM):
         return True
     for module in range(config.num_nextn_predict_layers):
         prefix = _layer_prefix(config.num_hidden_layers + module)
@@ -168,11 +188,14 @@ def _sources(
     config: ModelConfig, headers: Mapping[str, TensorHeader], num_mtp_layers: int
 ) -> Iterator[Source]:
     sizes = _sizes(config)
-    yield _whole("embed_tokens.weight", "model.embed_tokens.weight", "W D", sizes)
+    embedding, norm = config.embedding_scale, config.logits_scale
+    if config.tie_word_embeddings:
+        norm /= embedding  # the head reads the scaled table
+    yield _whole("embed_tokens.weight", "model.embed_tokens.weight", "W D", sizes, embedding)
     for layer in range(config.num_hidden_layers):
         is_moe = config.is_moe_layer(layer)
         yield from _layer(config, f"layers.{layer}.", _layer_prefix(layer), is_moe, headers)
-    yield _whole("norm.weight", "model.norm.weight", "D", sizes)
+    yield _whole("norm.weight", "model.norm.weight", "D", sizes, norm)
     if not config.tie_word_embeddings:
         yield _whole("lm_head.weight", "lm_head.weight", "W D", sizes)
     for module in range(num_mtp_layers):
@@ -182,9 +205,11 @@ def _sources(
         yield from _layer(config, f"{ours}layer.", theirs, config.is_moe, headers)
 
 
-def _whole(name: str, tensor: str, shape: str, sizes: Mapping[str, int]) -> Source:
+def _whole(
+    name: str, tensor: str, shape: str, sizes: Mapping[str, int], scale: float = 1.0
+) -> Source:
     numbers = tuple(sizes[size] for size in shape.split())
-    return Source(name=name, shape=numbers, tensors={tensor: numbers})
+    return Source(name=name, shape=numbers, tensors={tensor: numbers}, scale=scale)
 
 
 def _layer(
@@ -201,16 +226,35 @@ def _layer(
         same |= ATTENTION_BIASES | (QUERY_LOW_RANK_BIASES if low_rank else {})
     if is_moe:
         same |= ROUTER
-        same |= ROUTER_BIAS if config.topk_method == "noaux_tc" else {}
         same |= SHARED_EXPERTS if config.n_shared_experts else {}
     else:
         same |= DENSE
     sizes = _sizes(config)
     for name, shape in same.items():
-        yield _whole(ours + name, theirs + name, shape, sizes)
+        scale = config.residual_scale if name.startswith(BRANCH_ENDS) else 1.0
+        yield _whole(ours + name, theirs + name, shape, sizes, scale)
+    if is_moe:
+        yield from _moe_extras(config, ours, theirs, headers)
     yield from _key_and_value_parts(config, f"{ours}self_attn.", f"{theirs}self_attn.")
     if is_moe:
         yield from _experts(config, f"{ours}mlp.experts.", f"{theirs}mlp.experts.", headers)
+
+
+def _moe_extras(
+    config: ModelConfig, ours: str, theirs: str, headers: Mapping[str, TensorHeader]
+) -> Iterator[Source]:
+    """What only some layers with experts have."""
+    sizes = _sizes(config)
+    if config.topk_method == "noaux_tc":
+        for name, shape in ROUTER_BIAS.items():
+            bias = _whole(ours + name, theirs + name, shape, sizes)
+            if config.router_bias_is_optional and theirs + name not in headers:
+                bias = Zeros(name=bias.name, shape=bias.shape, tensors={})
+            yield bias
+    if config.has_moe_output_norm:
+        inner = f"{theirs}mlp.{MOE_OUTPUT_NORM}"
+        tensor = inner if inner in headers else theirs + MOE_OUTPUT_NORM
+        yield _whole(f"{ours}mlp.{MOE_OUTPUT_NORM}", tensor, "D", sizes)
 
 
 def _key_and_value_parts(config: ModelConfig, ours: str, theirs: str) -> Iterator[Source]:
@@ -232,13 +276,15 @@ def _experts(
     config: ModelConfig, ours: str, theirs: str, headers: Mapping[str, TensorHeader]
 ) -> Iterator[Source]:
     experts, hidden = config.n_routed_experts, config.hidden_size
-    width = config.moe_intermediate_size
+    width, scale = config.moe_intermediate_size, config.residual_scale
     gate_up, down = (experts, 2 * width, hidden), (experts, hidden, width)
     if f"{theirs}gate_up_proj" in headers or f"{theirs}down_proj" in headers:
         yield StackedGateUp(
             name=f"{ours}gate_up", shape=gate_up, tensors={f"{theirs}gate_up_proj": gate_up}
         )
-        yield Source(name=f"{ours}down", shape=down, tensors={f"{theirs}down_proj": down})
+        yield Source(
+            name=f"{ours}down", shape=down, tensors={f"{theirs}down_proj": down}, scale=scale
+        )
         return
     yield SplitGateUp(
         name=f"{ours}gate_up",
@@ -255,4 +301,5 @@ def _experts(
         tensors={
             f"{theirs}{expert}.down_proj.weight": (hidden, width) for expert in range(experts)
         },
+        scale=scale,
     )

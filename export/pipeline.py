@@ -24,6 +24,7 @@ from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
 from shoal.export.folder import replaced_folder, writing
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.rope_scaling import LongRopeScaling
 from shoal.export.special_tokens import SpecialTokens, read_special_tokens
 from shoal.export.transfer import FidelityText, Transfer
 from shoal.export.weights import CompareSink, FileSink, Progress
@@ -70,7 +71,7 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextChoice:
+class TextChoice:
     """What fidelity is to be measured on, if at all and if the weights are int8."""
 
     wanted: bool
@@ -79,7 +80,7 @@ class _TextChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Model:
+class ExportModel:
     """A checkpoint that was found complete, with what a bundle of it will look like."""
 
     config: ModelConfig
@@ -124,10 +125,10 @@ def export_bundle(
     """
     start = time.monotonic()
     with replaced_folder(bundle, force=force) as work:
-        model = _open_model(
+        model = open_model(
             checkpoint,
             block_size if weights == "int8" else None,
-            _TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
+            TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
         _check_space(bundle, work, model.graphs.plan.total_bytes)
         files = _write_small_files(checkpoint, bundle, model.graphs, work)
@@ -189,8 +190,8 @@ def verify_against_checkpoint(
             f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
             "name the right one or export it again"
         )
-    choice = _TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
-    model = _open_model(checkpoint, _block_size_of(manifest, bundle), choice)
+    choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
+    model = open_model(checkpoint, _block_size_of(manifest, bundle), choice)
     differing = [
         GRAPH_FILES[role]
         for role, graph in model.graphs.models.items()
@@ -213,18 +214,18 @@ def verify_against_checkpoint(
     )
 
 
-def _open_model(folder: Path, block_size: int | None, text_choice: _TextChoice) -> _Model:
+def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> ExportModel:
     """Everything of a checkpoint but its weights; what is quick to check is checked first."""
     raw_config, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
-    text, notes = None, parameters.notes
-    if text_choice.wanted and block_size is not None:
-        text, text_notes = _text(folder, config, text_choice)
+    text, notes = None, (*parameters.notes, *_rope_notes(config))
+    if choice.wanted and block_size is not None:
+        text, text_notes = _text(folder, config, choice)
         notes = (*notes, *text_notes)
     graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, block_size=block_size)
-    return _Model(
+    return ExportModel(
         config=config,
         raw_config=raw_config,
         checkpoint=checkpoint,
@@ -236,7 +237,7 @@ def _open_model(folder: Path, block_size: int | None, text_choice: _TextChoice) 
     )
 
 
-def _transfer(model: _Model, sink: FileSink | CompareSink) -> Transfer:
+def _transfer(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
     return Transfer(
         model.config,
         model.checkpoint,
@@ -249,7 +250,7 @@ def _transfer(model: _Model, sink: FileSink | CompareSink) -> Transfer:
 
 
 def _text(
-    checkpoint: Path, config: ModelConfig, choice: _TextChoice
+    checkpoint: Path, config: ModelConfig, choice: TextChoice
 ) -> tuple[FidelityText | None, tuple[str, ...]]:
     """The fidelity text, or a note why there is none."""
     tokenizer = checkpoint / "tokenizer.json"
@@ -266,6 +267,16 @@ def _text(
     return FidelityText(name=name, ids_BT=ids_BT), ()
 
 
+def _rope_notes(config: ModelConfig) -> tuple[str, ...]:
+    scaling = config.rope_scaling
+    if not isinstance(scaling, LongRopeScaling) or scaling.short_factor == scaling.long_factor:
+        return ()
+    return (
+        f"rotary frequencies change beyond {scaling.original_max_position_embeddings} tokens of "
+        "context; tokens already in the cache keep theirs, as in transformers",
+    )
+
+
 def _check_space(bundle: Path, work: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(work).free
     if free < needed_bytes:
@@ -279,13 +290,19 @@ def _serialized(graph: onnx.ModelProto) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _write_small_files(
-    checkpoint: Path, bundle: Path, graphs: Graphs, work: Path
-) -> dict[str, FileInfo]:
+def small_files(checkpoint: Path, graphs: Graphs) -> dict[str, bytes]:
+    """Content of every file of the bundle but the weights and the manifest."""
     contents = {GRAPH_FILES[role]: _serialized(graph) for role, graph in graphs.models.items()}
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             contents[name] = (checkpoint / name).read_bytes()
+    return contents
+
+
+def _write_small_files(
+    checkpoint: Path, bundle: Path, graphs: Graphs, work: Path
+) -> dict[str, FileInfo]:
+    contents = small_files(checkpoint, graphs)
     with writing(bundle):
         for name, content in contents.items():
             (work / name).write_bytes(content)

@@ -30,14 +30,21 @@ class Source:
         name: Of the parameter.
         shape: Of the parameter.
         tensors: Names of the checkpoint tensors it is made of, with the shapes they must have.
+        scale: What their values are multiplied by.
     """
 
     name: str
     shape: Shape
     tensors: dict[str, Shape]
+    scale: float = 1.0
 
     def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (exclusive) of the parameter, float32."""
+        rows = self._rows(reader, start, stop)
+        return rows if self.scale == 1 else rows.mul_(self.scale)
+
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """What ``load_rows`` gives before it is scaled, in memory of its own."""
         (tensor,) = self.tensors
         return reader.read_rows(tensor, start, stop)
 
@@ -48,6 +55,15 @@ class Source:
     def load_expert(self, reader: Reader, expert: int) -> Tensor:
         """One entry of the first axis, such as one expert's matrix."""
         return self.load_rows(reader, expert, expert + 1)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeros(Source):
+    """A parameter that the checkpoint leaves out because it is zero."""
+
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Zeros."""
+        return torch.zeros(stop - start, *self.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +78,7 @@ class HeadPart(Source):
     head_rows: int
     first_row: int
 
-    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Heads ``start`` to ``stop``."""
         (tensor,) = self.tensors
         rows = reader.read_rows(tensor, start * self.head_rows, stop * self.head_rows)
@@ -74,7 +90,7 @@ class HeadPart(Source):
 class StackedGateUp(Source):
     """Gate and up rows interleaved, from a stack [E,2F,D] that has all gate rows first."""
 
-    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Experts ``start`` to ``stop``."""
         (tensor,) = self.tensors
         gate, up = reader.read_rows(tensor, start, stop).chunk(2, dim=1)
@@ -85,7 +101,7 @@ class StackedGateUp(Source):
 class SplitGateUp(Source):
     """Gate and up rows interleaved, from a gate and an up matrix [F,D] for each expert."""
 
-    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Experts ``start`` to ``stop``; ``tensors`` has gate, up, gate, up, .."""
         names, width = list(self.tensors), self.shape[1] // 2
         experts = []
@@ -101,7 +117,7 @@ class SplitGateUp(Source):
 class SplitDown(Source):
     """Down matrices, from one [D,F] for each expert."""
 
-    def load_rows(self, reader: Reader, start: int, stop: int) -> Tensor:
+    def _rows(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Experts ``start`` to ``stop``."""
         names = list(self.tensors)[start:stop]
         return _stack([reader.read_rows(name, 0, self.shape[1]) for name in names])

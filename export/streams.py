@@ -1,105 +1,239 @@
-"""Push a short text through the model layer by layer, while each layer's weights are at hand.
+"""Push a short text through the model while the weights pass by, to measure what int8 costs.
 
-A ``Stream`` is one such text on its way: the float32 one is the reference, the int8 one sees the
-weights as the bundle stores them and quantizes activations as the int8 ops do. Together they give
-the fidelity of the whole model without the whole model ever being in memory.
+The text goes through twice at once: as the float32 reference, and as the bundle will be served,
+with the weights as stored and activations quantized as the int8 ops do. Large matrices are never
+whole in memory: a linear map asks for its rows when it needs them, a chunk at a time, and the same
+chunks are what is written to the bundle.
+
+Shapes: B windows of the text, T tokens each, D hidden, F expert width, W vocabulary. Tensors with
+2B in front hold the reference's windows, then the served model's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shoal.export.config import ModelConfig
-from shoal.export.model.layers import Linear, RMSNorm
+from shoal.export.model import ops
+from shoal.export.model.layers import Linear, RMSNorm, SwiGLU
 from shoal.export.model.moe import MoE
-from shoal.export.model.ops import embedding, fake_quantize
 from shoal.export.model.rope import RotaryEmbedding
 from shoal.export.model.transformer import DecoderLayer
 
 Weights = dict[str, Tensor]
+Each = Callable[[int, Tensor, Tensor], None]
+"""Takes (first row, float32 rows, rows as served) of a parameter."""
+
+Pull = Callable[[str, Each], None]
+"""Hands the rows of a parameter of the present layer, in order, to a function."""
 
 
-@dataclass
-class Stream:
-    """One text on its way through the layers.
+class TwoStreams:
+    """One text on its way through the layers, twice.
 
     Attributes:
-        config: of the model.
-        block_sizes: of the int8 weights, by parameter name; empty for the float32 reference.
-        hidden: [B,T,D], what the last finished layer put out.
-        expert_ids: one [B,T,K] for each MoE layer passed, in order.
+        ids_BT: The text.
+        expert_ids: [2B,T,K] for each layer with experts passed, in order.
     """
 
-    config: ModelConfig
-    block_sizes: dict[str, int]
-    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    expert_ids: list[Tensor] = field(default_factory=list)
+    def __init__(self, config: ModelConfig, block_sizes: dict[str, int], ids_BT: Tensor) -> None:
+        self._config = config
+        self._block_sizes = block_sizes
+        self.ids_BT = ids_BT
+        self.expert_ids: list[Tensor] = []
+        b, t = ids_BT.shape
+        self._num_windows = b
+        self._hidden = torch.zeros(2 * b, t, config.hidden_size)
+        self._cos, self._sin = RotaryEmbedding(config)(torch.arange(t)[None])
 
-    def embed(self, input_ids: Tensor, weight: Tensor) -> None:
-        """Start: look the tokens up. ``input_ids`` int64 [B,T], ``weight`` [W,D]."""
-        self.hidden = embedding(input_ids, weight)
-        position_ids = torch.arange(input_ids.shape[1])[None].expand_as(input_ids)
-        self._cos, self._sin = RotaryEmbedding(self.config)(position_ids)
+    def embed(self, start: int, rows: Tensor, served: Tensor) -> None:
+        """Look up the tokens from ``start`` on whose embeddings ``rows`` [..,D] are."""
+        inside = (self.ids_BT >= start) & (self.ids_BT < start + len(rows))
+        ids = self.ids_BT[inside] - start
+        for half, table in zip(self._halves(self._hidden), (rows, served), strict=True):
+            half[inside] = table[ids]
 
-    def begin_layer(self, layer: int, weights: Weights) -> None:
-        """All of a layer but its routed experts. ``weights``: by name within the layer."""
-        module = self._load(layer, weights)
-        # One window at a time: attention scores and a dense layer's activations are large.
-        self.hidden = torch.cat([self._attend(module, i) for i in range(len(self.hidden))])
-        x = module.feed_forward_norm(self.hidden)
+    def pass_layer(self, layer: int, reference: Weights, served: Weights, pull: Pull) -> None:
+        """All of a layer but its routed experts.
+
+        Args:
+            layer: Its index.
+            reference: The weights that are no matrices of linear maps, by name within the layer.
+            served: The same as stored in the bundle.
+            pull: Gives the rows of the others.
+        """
+        module = self._module(layer, reference, served, pull)
+        b, t, _ = self._hidden.shape
+        cache = self._hidden.new_zeros(b, t, self._config.cache_row_size)
+        hidden, _ = module.attention_block(self._hidden, self._cos, self._sin, cache)
+        x = module.feed_forward_norm(hidden)
         if not isinstance(module.mlp, MoE):
-            self.hidden = self.hidden + torch.stack([module.mlp(window) for window in x])
+            self._hidden = hidden + module.mlp(x)
             return
+        self._hidden, self._sparse = hidden, module.mlp
         ids, self._expert_weights = module.mlp.route(x)
         self.expert_ids.append(ids)
-        self.hidden = self.hidden + module.mlp.shared(x)
-        self._block_size = self.block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
-        self._expert_input = self._quantized(x)
-        self._activated: list[Tensor] = []
+        self._contribution = module.mlp.shared(x)
+        self._expert_block = self._block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
+        self._expert_input = x
+        self._quantize_served(x)
+        self._activated: list[list[Tensor]] = []
 
-    def expert_gate_up(self, expert: int, weight: Tensor) -> None:
-        """First half of one routed expert, for the tokens routed to it. ``weight`` [2F,D]."""
-        gate_up = self._expert_input[self._chosen(expert).any(-1)] @ weight.T
-        activated = nn.functional.silu(gate_up[..., 0::2]) * gate_up[..., 1::2]
-        self._activated.append(self._quantized(activated))
+    def expert_gate_up(self, start: int, rows: Tensor, served: Tensor) -> None:
+        """First half of routed experts, for the tokens routed to them; ``rows`` [..,2F,D]."""
+        for expert, pair in enumerate(zip(rows, served, strict=True), start):
+            activated = []
+            for x, ids, weight in zip(*self._expert_halves(), pair, strict=True):
+                gate_up = x[(ids == expert).any(-1)] @ weight.T
+                activated.append(nn.functional.silu(gate_up[..., 0::2]) * gate_up[..., 1::2])
+            if self._expert_block is not None:
+                activated[1] = ops.fake_quantize(activated[1], self._expert_block)
+            self._activated.append(activated)
 
-    def expert_down(self, expert: int, weight: Tensor) -> None:
-        """Second half of one routed expert. ``weight`` [D,F]."""
-        chosen = self._chosen(expert)
-        routed = chosen.any(-1)
-        share = (self._expert_weights * chosen).sum(-1)[routed]
-        self.hidden[routed] += share[:, None] * (self._activated[expert] @ weight.T)
+    def expert_down(self, start: int, rows: Tensor, served: Tensor) -> None:
+        """Second half of routed experts; ``rows`` [..,D,F]."""
+        ids, shares, sums = (
+            self._halves(part)
+            for part in (self.expert_ids[-1], self._expert_weights, self._contribution)
+        )
+        for expert, pair in enumerate(zip(rows, served, strict=True), start):
+            for half, weight in enumerate(pair):
+                chosen = ids[half] == expert
+                routed = chosen.any(-1)
+                share = (shares[half] * chosen).sum(-1)[routed]
+                sums[half][routed] += share[:, None] * (self._activated[expert][half] @ weight.T)
 
-    def head_input(self, norm: Tensor) -> Tensor:
-        """Finish: what the head is applied to, [B*T,D]. ``norm`` [D] is the final norm's weight."""
-        module = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
+    def end_layer(self) -> None:
+        """Finish a layer with routed experts, all of which have been passed."""
+        self._hidden = self._hidden + self._sparse.output_norm(self._contribution)
+
+    def head_inputs(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head is applied to, [B*T,D] twice; ``norm`` [D] is the final norm's weight."""
+        module = RMSNorm(self._config.hidden_size, self._config.rms_norm_eps)
         module.weight = nn.Parameter(norm, requires_grad=False)
-        hidden: Tensor = module(self.hidden).flatten(0, 1)
-        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        block_size = self.block_sizes.get(f"{name}.weight")
-        return hidden if block_size is None else fake_quantize(hidden, block_size)
+        name = "embed_tokens" if self._config.tie_word_embeddings else "lm_head"
+        block_size = self._block_sizes.get(f"{name}.weight")
+        reference, served = self._halves(module(self._hidden))
+        reference, served = reference.flatten(0, 1), served.flatten(0, 1)
+        return reference, served if block_size is None else ops.fake_quantize(served, block_size)
 
-    def _attend(self, module: DecoderLayer, window: int) -> Tensor:
-        one = slice(window, window + 1)
-        hidden = self.hidden[one]
-        cache = hidden.new_zeros(1, hidden.shape[1], self.config.cache_row_size)
-        return module.attention_block(hidden, self._cos[one], self._sin[one], cache)[0]
+    def _expert_halves(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return self._halves(self._expert_input), self._halves(self.expert_ids[-1])
 
-    def _chosen(self, expert: int) -> Tensor:
-        return self.expert_ids[-1] == expert
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[: self._num_windows], x[self._num_windows :]
 
-    def _quantized(self, x: Tensor) -> Tensor:
-        return x if self._block_size is None else fake_quantize(x, self._block_size)
+    def _quantize_served(self, x: Tensor) -> None:
+        if self._expert_block is not None:
+            served = self._halves(x)[1]
+            served.copy_(ops.fake_quantize(served, self._expert_block))
 
-    def _load(self, layer: int, weights: Weights) -> DecoderLayer:
+    def _module(self, layer: int, reference: Weights, served: Weights, pull: Pull) -> DecoderLayer:
         with torch.device("meta"):
-            module = DecoderLayer(self.config, is_moe=self.config.is_moe_layer(layer))
-        missing = module.load_state_dict(weights, strict=False, assign=True).missing_keys
-        assert all(".experts." in f".{name}" for name in missing), f"unset: {missing}"
-        for name, part in module.named_modules():
+            module = DecoderLayer(self._config, is_moe=self._config.is_moe_layer(layer))
+        for name, part in list(module.named_modules()):
             if isinstance(part, Linear):
-                part.activation_block_size = self.block_sizes.get(f"layers.{layer}.{name}.weight")
+                block_size = self._block_sizes.get(f"layers.{layer}.{name}.weight")
+                rows = partial(pull, f"{name}.weight")
+                parent, _, child = name.rpartition(".")
+                setattr(module.get_submodule(parent), child, PulledLinear(part, rows, block_size))
+        for name, part in list(module.named_modules()):
+            if isinstance(part, SwiGLU):
+                parent, _, child = name.rpartition(".")
+                setattr(module.get_submodule(parent), child, PulledSwiGLU(part))
+        missing = module.load_state_dict(reference, strict=False, assign=True).missing_keys
+        assert all(".experts." in f".{name}" for name in missing), f"unset: {missing}"
+        parts = [(w["self_attn.w_uk"], w["self_attn.w_uv"]) for w in (reference, served)]
+        module.self_attn.attend = partial(_attend_by_window, parts)
         return module
+
+
+class PulledLinear(nn.Module):
+    """A linear map of both streams at once, which pulls its matrix when it is applied."""
+
+    def __init__(
+        self, like: Linear, rows: Callable[[Each], None], activation_block_size: int | None
+    ) -> None:
+        super().__init__()
+        self.bias = like.bias
+        self._num_outputs = like.weight.shape[0]
+        self._rows = rows
+        self._activation_block_size = activation_block_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` [2B,T,K] to [2B,T,N]."""
+        y = x.new_empty(*x.shape[:-1], self._num_outputs)
+        y_reference, y_served = y.chunk(2)
+
+        def put(columns: slice, reference: Tensor, served: Tensor) -> None:
+            y_reference[..., columns] = reference
+            y_served[..., columns] = served
+
+        self._pull(x, put)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def multiply(self, y: Tensor, x: Tensor) -> Tensor:
+        """``y`` [2B,T,N] times what ``x`` is mapped to, in place; for maps without bias."""
+        assert self.bias is None, "gated networks have no biases"
+        y_reference, y_served = y.chunk(2)
+
+        def put(columns: slice, reference: Tensor, served: Tensor) -> None:
+            y_reference[..., columns] *= reference
+            y_served[..., columns] *= served
+
+        self._pull(x, put)
+        return y
+
+    def _pull(self, x: Tensor, put: Callable[[slice, Tensor, Tensor], None]) -> None:
+        reference, served = x.chunk(2)
+        if self._activation_block_size is not None:
+            served = ops.fake_quantize(served, self._activation_block_size)
+        self._rows(
+            lambda start, rows, served_rows: put(
+                slice(start, start + len(rows)), reference @ rows.T, served @ served_rows.T
+            )
+        )
+
+
+class PulledSwiGLU(nn.Module):
+    """A gated network whose inner values, the largest of a layer, are in memory once."""
+
+    def __init__(self, like: SwiGLU) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = like.gate_proj, like.up_proj, like.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform ``x`` [2B,T,D]."""
+        inner = nn.functional.silu(self.gate_proj(x), inplace=True)
+        assert isinstance(self.up_proj, PulledLinear), "linear maps are replaced first"
+        y: Tensor = self.down_proj(self.up_proj.multiply(inner, x))
+        return y
+
+
+def _attend_by_window(
+    parts: list[tuple[Tensor, Tensor]],
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    cache: Tensor,
+    _w_uk: Tensor,
+    w_uv: Tensor,
+    softmax_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """``ops.latent_attention`` with each stream's own matrices, one window at a time.
+
+    The scores of one window are large enough.
+    """
+    num_windows = len(q_nope) // len(parts)
+    y = q_nope.new_empty(*q_nope.shape[:3], w_uv.shape[1])
+    for window in range(len(q_nope)):
+        one = slice(window, window + 1)
+        inputs = (q_nope[one], q_rope[one], latent[one], k_rope[one], cache[one])
+        matrices = parts[window // num_windows]
+        y[one], _ = ops.latent_attention(*inputs, *matrices, softmax_scale)
+    return y, cache

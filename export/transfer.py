@@ -1,15 +1,20 @@
 """Move every weight from the checkpoint into the bundle, once, in the order of weights.bin.
 
-Tensor by tensor: load as float32, quantize, hand to the sink; routed experts one at a time. What
-is in memory is bounded by a layer without its routed experts, the model's size does not matter.
-With a fidelity text, the two streams of export/streams.py ride on the same pass.
+Parameters go in chunks of rows: load as float32, quantize, hand to the sink. Chunks are prepared on
+all cores, a few ahead of the one that is written. What is in memory is bounded by those chunks and
+the scales of one parameter; the model's size does not matter. With a fidelity text, the two streams
+of export/streams.py ride on the same pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,16 +25,21 @@ from torch import Tensor
 
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig
-from shoal.export.fidelity import Fidelity, Side, compare
+from shoal.export.fidelity import Fidelity, HeadComparison
 from shoal.export.names import Source
-from shoal.export.streams import Stream, Weights
+from shoal.export.streams import Each, TwoStreams, Weights
 from shoal.export.weights import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 
+CHUNK_VALUES = 1 << 22
+"""Values that are loaded at a time, when a single row, head or expert does not have more."""
+
 _M_MMAP_THRESHOLD = -3  # from malloc.h
 _LARGE_ARRAY_BYTES = 8 << 20
+_VALUES_IN_FLIGHT = 1 << 26
+_LINEAR_MAPS = ("_proj.weight", "_proj_with_mqa.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,25 @@ class FidelityText:
 
     name: str
     ids_BT: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """Some rows of a parameter.
+
+    Attributes:
+        start: The first row.
+        weight: float32, as the checkpoint has it.
+        served: float32, as the bundle's user sees it; ``weight`` itself when nobody asked.
+        encoded: As it is stored.
+        scales: Of the blocks, or None for a float parameter.
+    """
+
+    start: int
+    weight: Tensor
+    served: Tensor
+    encoded: NDArray[np.generic]
+    scales: NDArray[np.float32] | None
 
 
 class Transfer:
@@ -60,130 +89,124 @@ class Transfer:
         self._block_sizes = block_sizes
         self._sink = sink
         self._text = text
-        self._reference = Stream(config, {})
-        self._served = Stream(config, block_sizes)
-        self._norm = torch.empty(0)
+        self._workers = os.cpu_count() or 1
 
     def run(self) -> Fidelity | None:
         """Do it. Returns the fidelity if there was a text to measure it on."""
-        fidelity = None
         _map_large_arrays()
-        with torch.inference_mode():
-            for section, names in groupby(self._parameters(), key=_section):
-                if section == "embed_tokens":
-                    self._embedding(*names)
-                elif section.startswith("layers."):
-                    self._layer(int(section.removeprefix("layers.")), list(names))
-                elif section == "norm":
-                    self._norm, _ = self._move(*names)
-                    if self._config.tie_word_embeddings:
-                        fidelity = self._head("embed_tokens.weight", write=False)
-                elif section == "lm_head":
-                    fidelity = self._head(*names, write=True)
-                else:
-                    self._mtp(list(names))
-        return fidelity
+        with torch.inference_mode(), ThreadPoolExecutor(self._workers) as self._pool:
+            if self._text is not None:
+                return self._run_measured(self._text)
+            for _, names in groupby(self._parameters(), key=_section):
+                for name in names:
+                    self._move(name)
+        return None
+
+    def _run_measured(self, text: FidelityText) -> Fidelity | None:
+        streams = TwoStreams(self._config, self._block_sizes, text.ids_BT)
+        comparison: HeadComparison | None = None
+        for section, names in groupby(self._parameters(), key=_section):
+            if section == "embed_tokens":
+                self._move(*names, each=streams.embed)
+            elif section.startswith("layers."):
+                self._measure_layer(streams, int(section.removeprefix("layers.")), list(names))
+            elif section == "norm":
+                (name,) = names
+                norm = self._sources[name].load(self._checkpoint)
+                comparison = HeadComparison(text.ids_BT, *streams.head_inputs(norm))
+                self._move(name)
+                if self._config.tie_word_embeddings:
+                    for chunk in self._chunks("embed_tokens.weight", with_served=True):
+                        comparison.add(chunk.start, chunk.weight, chunk.served)
+            elif section == "lm_head":
+                assert comparison is not None, "the head comes after the final norm"
+                self._move(*names, each=comparison.add)
+            else:
+                for name in names:
+                    self._move(name)
+        assert comparison is not None, "a model has a final norm"
+        return comparison.finish(text.name, streams.expert_ids)
+
+    def _measure_layer(self, streams: TwoStreams, layer: int, names: list[str]) -> None:
+        prefix = f"layers.{layer}."
+        reference: Weights = {}
+        served: Weights = {}
+        for name in names:
+            if not _is_experts(name) and not name.endswith(_LINEAR_MAPS):
+                chunks = list(self._chunks(name, with_served=True))
+                short = name.removeprefix(prefix)
+                reference[short] = torch.cat([chunk.weight for chunk in chunks])
+                served[short] = torch.cat([chunk.served for chunk in chunks])
+        pending = deque(name for name in names if not _is_experts(name))
+
+        def pull(short: str, each: Each) -> None:
+            """Move the layer's parameters up to this one, which is measured."""
+            while pending[0] != prefix + short:
+                self._move(pending.popleft())
+            self._move(pending.popleft(), each=each)
+
+        streams.pass_layer(layer, reference, served, pull)
+        for name in pending:
+            self._move(name)
+        experts = [name for name in names if _is_experts(name)]
+        for name in experts:
+            is_first = name.endswith(".gate_up")
+            self._move(name, each=streams.expert_gate_up if is_first else streams.expert_down)
+        if experts:
+            streams.end_layer()
 
     def _parameters(self) -> Iterator[str]:
         """Parameter names in writing order: the plan without the scales."""
         return (name for name in self._plan.tensors if name in self._sources)
 
-    def _embedding(self, name: str) -> None:
-        weight, _ = self._move(name, keep_served=False)
-        if self._text is None:
-            return
-        rows, ids = torch.unique(self._text.ids_BT, return_inverse=True)
-        self._reference.embed(ids, weight[rows])
-        self._served.embed(ids, self._as_served(name, weight[rows]))
-
-    def _layer(self, layer: int, names: list[str]) -> None:
-        prefix = f"layers.{layer}."
-        reference: Weights = {}
-        served: Weights = {}
-        experts = [name for name in names if _is_experts(name)]
-        for name in names:
-            if name not in experts:
-                short = name.removeprefix(prefix)
-                reference[short], served[short] = self._move(name)
-        if self._text is not None:
-            self._reference.begin_layer(layer, reference)
-            self._served.begin_layer(layer, served)
-        for name in experts:
-            self._move_experts(name)
-
-    def _head(self, name: str, *, write: bool) -> Fidelity | None:
-        if self._text is None:
-            if write:
-                self._move(name)
-            return None
-        if write:
-            weight, served = self._move(name)
-        else:
-            weight = self._sources[name].load(self._checkpoint)
-            served = self._as_served(name, weight)
-        sides = [
-            Side(stream=stream, head_input=stream.head_input(self._norm), head=head)
-            for stream, head in ((self._reference, weight), (self._served, served))
-        ]
-        return compare(self._text.name, self._text.ids_BT, *sides)
-
-    def _mtp(self, names: list[str]) -> None:
-        for name in names:
-            if not _is_experts(name):
-                self._move(name, keep_served=False)
-        for name in names:
-            if _is_experts(name):
-                self._move_experts(name, measured=False)
-
-    def _move(self, name: str, *, keep_served: bool = True) -> tuple[Tensor, Tensor]:
-        """Write one parameter; returns it as float32 and as the bundle's user sees it."""
-        weight = self._sources[name].load(self._checkpoint)
-        block_size = self._block_sizes.get(name)
-        if block_size is None:
-            self._sink.write(name, [weight.numpy()])
-            return weight, weight
-        quantized, scales = quantize_blocks(weight.numpy(), block_size)
-        self._sink.write(name, [quantized])
-        self._sink.write(name + SCALES_SUFFIX, [scales])
-        if self._text is None or not keep_served:
-            return weight, torch.empty(0)
-        return weight, torch.from_numpy(dequantize_blocks(quantized, scales))
-
-    def _as_served(self, name: str, weight: Tensor) -> Tensor:
-        block_size = self._block_sizes.get(name)
-        if block_size is None:
-            return weight
-        return torch.from_numpy(dequantize_blocks(*quantize_blocks(weight.numpy(), block_size)))
-
-    def _move_experts(self, name: str, *, measured: bool = True) -> None:
-        """Write a stacked expert parameter, one expert at a time."""
-        block_size = self._block_sizes.get(name)
+    def _move(self, name: str, *, each: Each | None = None) -> None:
+        """Write one parameter, showing its rows to ``each`` on the way."""
         scales: list[NDArray[np.float32]] = []
 
-        def experts() -> Iterator[NDArray[np.generic]]:
-            for expert in range(self._config.n_routed_experts):
-                weight = self._sources[name].load_expert(self._checkpoint, expert)
-                served = weight
-                encoded: NDArray[np.generic] = weight.numpy()
-                if block_size is not None:
-                    encoded, expert_scales = quantize_blocks(weight.numpy(), block_size)
-                    scales.append(expert_scales)
-                    if self._text is not None and measured:
-                        served = torch.from_numpy(dequantize_blocks(encoded, expert_scales))
-                if self._text is not None and measured:
-                    self._measure_expert(name, expert, weight, served)
-                yield encoded
+        def encoded() -> Iterator[NDArray[np.generic]]:
+            for chunk in self._chunks(name, with_served=each is not None):
+                if each is not None:
+                    each(chunk.start, chunk.weight, chunk.served)
+                if chunk.scales is not None:
+                    scales.append(chunk.scales)
+                yield chunk.encoded
 
-        self._sink.write(name, experts())
-        if block_size is not None:
+        self._sink.write(name, encoded())
+        if scales:
             self._sink.write(name + SCALES_SUFFIX, scales)
 
-    def _measure_expert(self, name: str, expert: int, weight: Tensor, served: Tensor) -> None:
-        for stream, stream_weight in ((self._reference, weight), (self._served, served)):
-            if name.endswith(".gate_up"):
-                stream.expert_gate_up(expert, stream_weight)
-            else:
-                stream.expert_down(expert, stream_weight)
+    def _chunks(self, name: str, *, with_served: bool) -> Iterator[_Chunk]:
+        """The rows of a parameter in order, prepared by all cores."""
+        rows, *row_shape = self._sources[name].shape
+        step = max(1, CHUNK_VALUES // math.prod(row_shape))
+        ahead = max(1, min(self._workers, _VALUES_IN_FLIGHT // (step * math.prod(row_shape))))
+        jobs: deque[Future[_Chunk]] = deque()
+        try:
+            for start in range(0, rows, step):
+                stop = min(start + step, rows)
+                jobs.append(self._pool.submit(self._prepare, name, start, stop, with_served))
+                if len(jobs) > ahead:
+                    yield jobs.popleft().result()
+            while jobs:
+                yield jobs.popleft().result()
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    def _prepare(self, name: str, start: int, stop: int, with_served: bool) -> _Chunk:
+        with torch.inference_mode():  # holds for one thread
+            weight = self._sources[name].load_rows(self._checkpoint, start, stop)
+            block_size = self._block_sizes.get(name)
+            if block_size is None:
+                encoded: NDArray[np.generic] = weight.numpy()
+                return _Chunk(
+                    start=start, weight=weight, served=weight, encoded=encoded, scales=None
+                )
+            codes, scales = quantize_blocks(weight.numpy(), block_size)
+            served = weight
+            if with_served:
+                served = torch.from_numpy(dequantize_blocks(codes, scales))
+            return _Chunk(start=start, weight=weight, served=served, encoded=codes, scales=scales)
 
 
 def _map_large_arrays() -> None:

@@ -136,6 +136,12 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the checkpoint and say what would be written and what it will need; "
+        "writes nothing",
+    )
+    verb.add_argument(
         "--fidelity-text",
         metavar="FILE",
         type=Path,

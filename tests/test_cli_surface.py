@@ -22,6 +22,7 @@ MACHINE = ["--kernels", "--threads"]
 SURFACE = {
     "export": [
         "--block-size",
+        "--dry-run",
         "--fidelity-text",
         "--fidelity-tokens",
         "--force",

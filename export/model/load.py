@@ -20,7 +20,7 @@ def load_model(folder: Path) -> CausalLM:
         CheckpointError: The checkpoint is incomplete or damaged.
     """
     _, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     with torch.device("meta"):
         model = CausalLM(config, parameters.num_mtp_layers)

@@ -27,11 +27,13 @@ class MultiHeadLatentAttention(nn.Module):
         w_uk: [H,N,C], from latent to each head's key (paper: W^UK).
         w_uv: [H,V,C], from latent to each head's value (paper: W^UV). Both are parts of the
             checkpoint's kv_b_proj.
+        attend: The op between the projections; the fidelity pass puts in one of its own.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.attend = ops.latent_attention
         hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
         if config.q_lora_rank is None:
             self.q_proj = Linear(hidden, heads * config.qk_head_dim)
@@ -62,7 +64,7 @@ class MultiHeadLatentAttention(nn.Module):
         """
         q_nope_BTHN, q_rope_BTHR = self._queries(x_BTD, cos_BTR2, sin_BTR2)
         latent_BTC, k_rope_BTR = self._cache_rows(x_BTD, cos_BTR2, sin_BTR2)
-        y_BTHV, cache_BSX = ops.latent_attention(
+        y_BTHV, cache_BSX = self.attend(
             q_nope_BTHN,
             q_rope_BTHR,
             latent_BTC,

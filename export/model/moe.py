@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from shoal.export.config import ModelConfig
 from shoal.export.model import ops
-from shoal.export.model.layers import SwiGLU
+from shoal.export.model.layers import RMSNorm, SwiGLU
 from shoal.export.model.routing import RoutingRule
 
 
@@ -75,6 +75,9 @@ class MoE(nn.Module):
         width = config.n_shared_experts * config.moe_intermediate_size
         # Shared experts are summed with weight 1 and so are one network of their joint width.
         self.shared_experts = SwiGLU(config.hidden_size, width) if width else None
+        self.post_mlp_layernorm = (
+            RMSNorm(config.hidden_size, config.rms_norm_eps) if config.has_moe_output_norm else None
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output [.., D], expert ids [.., K] and expert weights [.., K] for ``x`` [.., D]."""
@@ -82,7 +85,14 @@ class MoE(nn.Module):
         y = self.experts(x, expert_ids, expert_weights)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
-        return y, expert_ids, expert_weights
+        return self.output_norm(y), expert_ids, expert_weights
+
+    def output_norm(self, y: Tensor) -> Tensor:
+        """What becomes of the sum over all experts [.., D] before it leaves the layer."""
+        if self.post_mlp_layernorm is None:
+            return y
+        normalised: Tensor = self.post_mlp_layernorm(y)
+        return normalised
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Expert ids int64 [.., K] and weights [.., K] for ``x`` [.., D]."""

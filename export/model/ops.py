@@ -153,7 +153,7 @@ def fake_quantize(x: Tensor, block_size: int) -> Tensor:
     Each row is cut into blocks of ``block_size`` (a divisor of K) with one scale, max|x| / 127, and
     rounded half to even. A block of zeros stays zero.
     """
-    blocks = x.reshape(*x.shape[:-1], -1, block_size)
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // block_size, block_size)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     scale = torch.where(scale == 0, 1.0, scale)
     return (torch.round(blocks / scale) * scale).reshape(x.shape)

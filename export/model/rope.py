@@ -1,4 +1,4 @@
-"""Rotary position embedding, with YaRN's stretched frequencies.
+"""Rotary position embedding, with frequencies stretched by YaRN or LongRoPE.
 
 Pair i of a vector is rotated by the angle position * frequency_i. Which values make a pair is the
 model's choice: neighbours (interleaved) or one from each half. The output is always in half-split
@@ -19,27 +19,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig, YarnScaling
+from shoal.export.config import ModelConfig
+from shoal.export.rope_scaling import LongRopeScaling, YarnScaling
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float32]:
-    """Angle per position of each pair, [R2]: theta^(-2i/R), stretched when the model uses YaRN.
+    """Angle per position of each pair, [R2]: theta^(-2i/R), stretched when the model says so.
+
+    With LongRoPE these are the frequencies of short contexts; see ``long_frequencies``.
 
     Every step is rounded to float32 as in the models' training code: at position 100000 the last
     bit of a frequency is a visible angle.
     """
+    size, scaling = config.qk_rope_head_dim, config.rope_scaling
+    wavelengths = _wavelengths(config)
+    plain = np.float32(1) / wavelengths
+    if scaling is None:
+        return plain
+    if isinstance(scaling, LongRopeScaling):
+        return _divided(wavelengths, scaling.short_factor)
+    stretched = np.float32(1) / (np.float32(scaling.factor) * wavelengths)
+    keep = np.float32(1) - _ramp(scaling, config.rope_theta, size)
+    mixed: NDArray[np.float32] = stretched * (np.float32(1) - keep) + plain * keep
+    return mixed
+
+
+def long_frequencies(config: ModelConfig) -> NDArray[np.float32] | None:
+    """LongRoPE's frequencies of long contexts, [R2]; None for models that have one set only."""
+    scaling = config.rope_scaling
+    if not isinstance(scaling, LongRopeScaling):
+        return None
+    return _divided(_wavelengths(config), scaling.long_factor)
+
+
+def _divided(wavelengths: NDArray[np.float32], factors: tuple[float, ...]) -> NDArray[np.float32]:
+    divided: NDArray[np.float32] = np.float32(1) / (np.array(factors, np.float32) * wavelengths)
+    return divided
+
+
+def _wavelengths(config: ModelConfig) -> NDArray[np.float32]:
     size = config.qk_rope_head_dim
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     # The power itself in float64: float32 powers differ between libraries in the last bit.
     powers = np.power(float(np.float32(config.rope_theta)), exponents.astype(np.float64))
-    wavelengths = powers.astype(np.float32)
-    plain = np.float32(1) / wavelengths
-    if config.rope_scaling is None:
-        return plain
-    stretched = np.float32(1) / (np.float32(config.rope_scaling.factor) * wavelengths)
-    keep = np.float32(1) - _ramp(config.rope_scaling, config.rope_theta, size)
-    mixed: NDArray[np.float32] = stretched * (np.float32(1) - keep) + plain * keep
-    return mixed
+    return powers.astype(np.float32)
 
 
 def _ramp(scaling: YarnScaling, theta: float, size: int) -> NDArray[np.float32]:
@@ -67,11 +90,19 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         # Not a buffer: it must hold its values under the meta device and fake tensors too.
         self._frequencies: list[float] = frequencies(config).tolist()
+        long = long_frequencies(config)
+        self._long_frequencies = None if long is None else long.tolist()
+        if isinstance(config.rope_scaling, LongRopeScaling):
+            self._original_context = config.rope_scaling.original_max_position_embeddings
         self._factor = config.rope_scaling.cos_sin_factor if config.rope_scaling else 1.0
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The cosines and sines, each float32 [B,T,R2], of ``position_ids`` int64 [B,T]."""
         per_position = torch.tensor(self._frequencies, device=position_ids.device)
+        if self._long_frequencies is not None:
+            long = torch.tensor(self._long_frequencies, device=position_ids.device)
+            is_long = position_ids.max() >= self._original_context
+            per_position = torch.where(is_long, long, per_position)
         angles = position_ids[..., None].float() * per_position
         return angles.cos() * self._factor, angles.sin() * self._factor
 

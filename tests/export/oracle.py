@@ -48,13 +48,13 @@ V2_SIZES = {**SIZES, "n_group": None, "topk_group": None, "topk_method": "greedy
 def make_v3(**overrides: Any) -> Any:
     """A random V3 model."""
     values = {**V3_SIZES, "num_key_value_heads": _heads(overrides), **overrides}
-    return _randomize(DeepseekV3ForCausalLM(_eager(DeepseekV3Config(**values))))
+    return randomize(DeepseekV3ForCausalLM(_eager(DeepseekV3Config(**values))))
 
 
 def make_v2(**overrides: Any) -> Any:
     """A random V2 model."""
     values = {**V2_SIZES, "num_key_value_heads": _heads(overrides), **overrides}
-    return _randomize(DeepseekV2ForCausalLM(_eager(DeepseekV2Config(**values))))
+    return randomize(DeepseekV2ForCausalLM(_eager(DeepseekV2Config(**values))))
 
 
 def load(folder: Path) -> Any:
@@ -104,8 +104,11 @@ def _eager(config: Any) -> Any:
     return config
 
 
-def _randomize(model: Any) -> Any:
-    """Weights large enough for peaked attention, decided routers and logits of order 1 to 10."""
+def randomize(model: Any, gain: float = 1.5) -> Any:
+    """Weights large enough for peaked attention, decided routers and logits of order 1 to 10.
+
+    ``gain`` is what a matrix does to the size of a vector.
+    """
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -114,6 +117,6 @@ def _randomize(model: Any) -> Any:
             elif tensor.dim() == 1 and "inv_freq" not in name:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
             elif tensor.dim() > 1:
-                std = 1.5 / tensor.shape[-1] ** 0.5
+                std = gain / tensor.shape[-1] ** 0.5
                 tensor.copy_(std * torch.randn(tensor.shape, generator=generator))
     return model.eval()

@@ -160,6 +160,25 @@ def test_a_damaged_header_is_refused(tmp_path: Path, header: str, data: bytes) -
     assert "model.safetensors: damaged header" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ("[4,12]", "y overlaps x"),
+        ("[0,8]", "y overlaps x"),
+        ("[12,20]", "4 bytes between x and y are unused"),
+        ("[8,20]", "y: F32 of shape [2] does not fit offsets [8, 20]"),
+        ("[8,12]", "y: F32 of shape [2] does not fit offsets [8, 12]"),
+        ('"[8,16]"', "y has no readable type, shape and offsets"),
+    ],
+)
+def test_the_tensor_whose_offsets_are_wrong_is_named(
+    tmp_path: Path, offsets: str, expected: str
+) -> None:
+    second = ENTRY[1:].replace("x", "y").replace("[0,8]", offsets)
+    write_raw(tmp_path, f"{ENTRY[:-1]},{second}".encode(), bytes(20))
+    assert f"model.safetensors: damaged header: {expected}" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"abc", struct.pack("<Q", 1 << 60) + b"{}"], ids=len)
 def test_a_file_too_short_for_its_header_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SINGLE_FILE).write_bytes(content)

@@ -26,6 +26,12 @@ YARN_V3 = {
 }
 
 
+def fp8(**changes: Any) -> dict[str, Any]:
+    """The quantization_config of DeepSeek-V3, changed."""
+    published = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
+    return {"quantization_config": published | {"weight_block_size": [128, 128]} | changes}
+
+
 def refusal(raw: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_hf(raw)
@@ -118,11 +124,15 @@ def test_keys_that_do_not_change_the_numbers_are_accepted() -> None:
         (V3, {"topk_method": "greedy"}, "topk_method: expected 'noaux_tc', found 'greedy'"),
         (V3, {"scoring_func": "softmax"}, "scoring_func: expected 'sigmoid'"),
         (V2, {"topk_method": "noaux_tc"}, "'greedy' or 'group_limited_greedy'"),
-        (V2, {"norm_topk_prob": True}, "norm_topk_prob: expected false"),
-        (V2, {"rope_interleave": False}, "rope_interleave: expected true"),
+        (V2, {"norm_topk_prob": True}, "norm_topk_prob: expected False"),
+        (V2, {"rope_interleave": False}, "rope_interleave: expected True"),
         (V2, {"mlp_bias": True}, "mlp_bias: expected False, found True"),
         (V2, {"num_experts_per_tok": None}, "num_experts_per_tok: expected 1 to"),
-        (V3, {"quantization_config": {"quant_method": "fp8"}}, "not supported yet"),
+        (V3, fp8(quant_method="gptq"), "quantization_config.quant_method: expected 'fp8'"),
+        (V3, fp8(fmt="e5m2"), "quantization_config.fmt: expected 'e4m3', found 'e5m2'"),
+        (V3, fp8(weight_block_size=[128, 0]), "weight_block_size: expected two whole numbers"),
+        (V3, fp8(weight_bits=4), "quantization_config.weight_bits: unknown key"),
+        (V3, {"quantization_config": "fp8"}, "quantization_config: expected an object"),
         (V3, {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling.rope_type: expected"),
         (V3, {"rope_scaling": YARN_V3 | {"stretch": 3}}, "rope_scaling.stretch: unknown key"),
         (V3, {"rope_scaling": YARN_V3 | {"factor": 0.5}}, "factor: expected a number of at least"),
@@ -157,6 +167,11 @@ def test_what_is_not_understood_is_refused_by_name(
     assert expected in refusal({**family, **override})
 
 
+def test_fp8_says_how_many_values_share_a_scale() -> None:
+    assert ModelConfig.from_hf({**V3, **fp8(scale_fmt="ue8m0")}).fp8_block == (128, 128)
+    assert ModelConfig.from_hf({**V3, **fp8(weight_block_size=[64, 32])}).fp8_block == (64, 32)
+
+
 def test_all_problems_are_named_at_once() -> None:
     message = refusal({**V3, "hidden_act": "gelu", "mystery": 1, "n_group": 7, "mlp_bias": True})
     assert message.startswith("config.json: 4 problems: ")
@@ -164,10 +179,31 @@ def test_all_problems_are_named_at_once() -> None:
         assert f"{key}: " in message
 
 
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v32", None, 3, []], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", None, 3, []], ids=str)
 def test_other_families_are_refused_with_the_supported_ones(model_type: Any) -> None:
     message = refusal({"model_type": model_type})
-    assert f"expected deepseek_v2 or deepseek_v3, found {model_type!r}" in message
+    assert "expected one of AXK1, axk1, deepseek_v2, deepseek_v3, glm4_moe_lite, " in message
+    assert f"found {model_type!r}; other families are not supported" in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "missing"),
+    [
+        ("deepseek_v32", "sparse attention"),
+        ("glm_moe_dsa", "sparse attention"),
+        ("deepseek_v4", "compressed sparse attention"),
+        ("kimi_linear", "linear attention layers"),
+        ("bailing_hybrid", "linear attention layers"),
+        ("mistral4", "query scale"),
+        ("kimi_k25", "vision tower"),
+        ("longcat_flash", "zero-compute experts"),
+    ],
+)
+def test_relatives_are_refused_with_what_is_missing(model_type: str, missing: str) -> None:
+    message = refusal({"model_type": model_type})
+    assert f"model_type {model_type!r}: its " in message
+    assert missing in message
+    assert "is not supported" in message
 
 
 @pytest.mark.parametrize(

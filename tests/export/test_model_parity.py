@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.export.family_cases import CASES
 from tests.export.oracle import load, make_v2, make_v3, raw_config, run, save
 from tests.tolerances import PARITY
 from torch import Tensor
@@ -112,6 +113,47 @@ def test_random_v2_models_equal_transformers(
     values: dict[str, Any], routing: dict[str, int], method: str
 ) -> None:
     check(make_v2(**values, **routing, topk_method=method))
+
+
+longrope = st.fixed_dictionaries(
+    {
+        "rope_type": st.just("longrope"),
+        "rope_theta": st.sampled_from([100.0, 10000.0]),
+        "short_factor": st.lists(st.floats(0.5, 4.0), min_size=4, max_size=4),
+        "long_factor": st.lists(st.floats(1.0, 40.0), min_size=4, max_size=4),
+        "original_max_position_embeddings": st.sampled_from([8, 24, 25, 64]),
+    },
+    optional={"factor": st.sampled_from([0.5, 4.0]), "attention_factor": st.just(1.3)},
+)
+
+
+@pytest.mark.parametrize("family", ["glm4_moe_lite", "axk1", "youtu", "minicpm3"])
+@settings(EXAMPLES, max_examples=6)
+@given(data=st.data())
+def test_random_models_of_other_families_equal_transformers(
+    family: str, data: st.DataObject
+) -> None:
+    unwanted = {"first_k_dense_replace", "qk_rope_head_dim", "n_shared_experts"}
+    values = data.draw(
+        st.fixed_dictionaries({k: v for k, v in common.items() if k not in unwanted})
+    )
+    rope = longrope if family == "minicpm3" else yarn
+    values |= {"rope_parameters": data.draw(st.none() | rope)}
+    values |= {"num_key_value_heads": values["num_attention_heads"]}
+    if family in ("youtu", "minicpm3"):
+        del values["routed_scaling_factor"]
+    else:
+        values |= data.draw(v3_routing)
+        kinds = st.sampled_from(["dense", "sparse"])
+        values["mlp_layer_types"] = data.draw(st.lists(kinds, min_size=3, max_size=3))
+    if family == "minicpm3":
+        values["scale_depth"] = data.draw(st.none() | st.sampled_from([0.5, 1.4]))
+        values["dim_model_base"] = data.draw(st.none() | st.sampled_from([16, 256]))
+        values["scale_emb"] = data.draw(st.sampled_from([1, 12, 0.5]))
+        values["v_head_dim"] = data.draw(st.none() | st.just(12))
+    if family == "axk1":
+        values["q_lora_rank"] = 12
+    check(CASES[family].make(**values))
 
 
 @pytest.mark.parametrize("make", [make_v2, make_v3])

@@ -130,7 +130,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_together(
     assert "missing model.layers.1.mlp.experts.3.up_proj.weight [24, 48]" in message
     assert "mlp.gate_proj.weight: expected shape [40, 48], found [41, 48]" in message
     assert "unexpected model.layers.0.self_attn.surprise [2]" in message
-    assert "lm_head.weight: expected F32, F16, BF16, found I32" in message
+    assert "lm_head.weight: expected F32, F16, BF16, F8_E4M3, found I32" in message
 
 
 def test_a_missing_stack_of_experts_is_named_as_a_stack(original: Path, tmp_path: Path) -> None:

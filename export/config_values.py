@@ -1,0 +1,99 @@
+"""Take typed values out of a JSON object and collect what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ConfigReader:
+    """Takes keys out of a JSON object and collects what is wrong with them.
+
+    Attributes:
+        problems: One clause for each key that is of a wrong type, unsupported or unknown.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], prefix: str = "") -> None:
+        self._left = dict(raw)
+        self._prefix = prefix
+        self.problems: list[str] = []
+
+    def take(self, key: str, default: Any) -> Any:
+        """The value of ``key`` as it is, or ``default`` when it is absent."""
+        return self._left.pop(key, default)
+
+    def refuse(self, key: str, expected: str, found: Any) -> None:
+        """Note that ``key`` holds ``found`` where ``expected`` is needed."""
+        self.problems.append(f"{self._prefix}{key}: expected {expected}, found {found!r}")
+
+    def merge_alias(self, alias: str, key: str) -> None:
+        """Treat ``alias`` as another spelling of ``key``."""
+        if alias in self._left:
+            value = self._left.pop(alias)
+            if self._left.setdefault(key, value) != value:
+                self.refuse(alias, f"the same as {key} ({self._left[key]!r})", value)
+
+    def integer(self, key: str, default: int | None, *, null: bool = False) -> int | None:
+        """A whole number; None is accepted when ``null`` is."""
+        value = self.take(key, default)
+        if (value is None and null) or is_integer(value):
+            return value  # type: ignore[no-any-return]
+        self.refuse(key, "a whole number", value)
+        return default if default is not None else 1
+
+    def number(self, key: str, default: float | None, *, null: bool = False) -> float | None:
+        """A number; None is accepted when ``null`` is."""
+        value = self.take(key, default)
+        if value is None and null:
+            return None
+        if is_integer(value) or isinstance(value, float):
+            return float(value)
+        self.refuse(key, "a number", value)
+        return default if default is not None else 2.0
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value."""
+        value = self.take(key, default)
+        if isinstance(value, bool):
+            return value
+        self.refuse(key, "true or false", value)
+        return default
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        """One of ``allowed``; the first when the key is absent or null."""
+        value = self.take(key, None)
+        if value is None:
+            return allowed[0]
+        if value not in allowed:
+            self.refuse(key, " or ".join(map(repr, allowed)), value)
+            return allowed[0]
+        return str(value)
+
+    def token_ids(self, key: str, default: int) -> tuple[int, ...]:
+        """One token id, a list of them, or null for none."""
+        value = self.take(key, default)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if all(is_integer(token) and token >= 0 for token in ids):
+            return tuple(ids)
+        self.refuse(key, "a token id or a list of them", value)
+        return ()
+
+    def expect(self, key: str, only: Any) -> None:
+        """Refuse every value of ``key`` but ``only`` and null."""
+        value = self.take(key, None)
+        if value is not None and value != only:
+            self.refuse(key, repr(only), value)
+
+    def refuse_the_rest(self, harmless: frozenset[str] = frozenset()) -> None:
+        """Refuse the keys that nobody has taken, unless harmless or null."""
+        for key in sorted(self._left):
+            if key not in harmless and self._left[key] is not None:
+                self.problems.append(
+                    f"{self._prefix}{key}: unknown key, which may change the model's numbers; "
+                    "remove it if it does not"
+                )
+
+
+def is_integer(value: Any) -> bool:
+    """Whether ``value`` is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)

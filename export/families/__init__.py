@@ -1,0 +1,1 @@
+"""One file for each model family; see docs/add-a-family.md."""
