@@ -250,6 +250,22 @@ class Context:
         """Tokens that were peeked at and can be adopted."""
         return tuple(self._ahead[0])
 
+    def state_rows(self, *, ahead: bool) -> FloatArray:
+        """What tokens left behind, to be compared: hidden states and all cache rows, copied.
+
+        Args:
+            ahead: of the tokens that were peeked at, else of the last one read.
+
+        Returns:
+            float32 [T, D + layers * (C+R)].
+        """
+        layers, count = range(self.cache.num_layers), len(self._ahead[0])
+        if ahead:
+            parts = [self._ahead[1], *(self.cache.rows_ahead(n, count) for n in layers)]
+        else:
+            parts = [self.last_hidden[None], *(self.cache.rows(n)[-1:] for n in layers)]
+        return np.concatenate(parts, axis=1)
+
     @_alone
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first ``length``.

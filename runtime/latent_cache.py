@@ -64,6 +64,12 @@ class LatentCache:
         view: npt.NDArray[np.float32] = self._buffers[layer][0, : self.length]
         return view
 
+    def rows_ahead(self, layer: int, count: int) -> npt.NDArray[np.float32]:
+        """Rows behind those in use that a graph has written, float32 [count, C+R]: a view."""
+        view: npt.NDArray[np.float32]
+        view = self._buffers[layer][0, self.length : self.length + count]
+        return view
+
     def address(self, layer: int) -> int:
         """Where the buffer of ``layer`` starts in memory; it moves when the cache grows."""
         return int(self._buffers[layer].ctypes.data)

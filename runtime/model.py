@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.graphs.contract import (
     cache_input,
@@ -19,10 +19,13 @@ from shoal.graphs.manifest import Manifest, ModelInfo, checksum
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
+from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.generate import GenerateOptions, Generation
+from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, Port, SessionSettings, choose_settings
+from shoal.runtime.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.step import FloatArray, Routing
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, special_tokens
@@ -66,6 +69,7 @@ class Model:
         self.kernels = settings.kernels
         self._info = bundle.manifest.model
         self._settings = settings
+        self._audit = RowAudit()
         self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
         _check_graphs(bundle.manifest, self._decoder, self._head)
@@ -163,6 +167,7 @@ class Model:
         seed: int | None = None,
         stop_tokens: Iterable[int] | None = None,
         stop: Sequence[str] = (),
+        draft: int | Literal["auto"] = 0,
         context: Context | None = None,
         progress: PrefillProgress | None = None,
     ) -> Generation:
@@ -178,6 +183,9 @@ class Model:
             seed: makes the choice repeatable.
             stop_tokens: tokens that end the answer; None for those of the model.
             stop: texts that end the answer; a special token's name stands for the token.
+            draft: tokens the model's multi-token-prediction module guesses ahead, to be checked in
+                one step; "auto" for as many as pay, none if the bundle has no such module. The
+                result is the same, only sooner.
             context: what it holds of the start of ``ids`` is not computed again; it is left
                 holding the prompt and the answer but for the last token.
             progress: called while the prompt is read.
@@ -196,13 +204,11 @@ class Model:
             stop_tokens=self._stop_tokens(stop_tokens, texts),
             stop=texts,
         )
-        return Generation(
-            self.new_context() if context is None else context,
-            check_tokens(ids, self._info.vocab_size),
-            options,
-            self._tokenizer if self.has_tokenizer else None,
-            progress,
-        )
+        tokens = check_tokens(ids, self._info.vocab_size)
+        context = self.new_context() if context is None else context
+        tokenizer = self._tokenizer if self.has_tokenizer else None
+        speculation = self._speculation(context, draft)
+        return Generation(context, tokens, options, tokenizer, progress, speculation)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, begun as the model was trained (see ``Tokenizer.encode``).
@@ -248,6 +254,22 @@ class Model:
             InputError: see ``chat_ids`` and ``generate``.
         """
         return self.generate(self.chat_ids(messages), **options).pieces()
+
+    def _speculation(self, context: Context, draft: int | str) -> Speculation | None:
+        if draft == 0 or (draft == "auto" and not self.can_draft):
+            return None
+        if draft != "auto" and draft not in range(1, LONGEST_DRAFT + 1):
+            raise InputError(f"draft must be auto or in 0..{LONGEST_DRAFT}, found {draft!r}")
+        drafter = self.start_drafting(context)
+        drafter.keeps_all = draft != "auto"
+        return Speculation(
+            context,
+            drafter,
+            AutoDraft() if draft == "auto" else FixedDraft(int(draft)),
+            self._audit,
+            shortest=shortest_depth(self._settings),
+            warn=draft != "auto",
+        )
 
     def _stop_tokens(
         self, stop_tokens: Iterable[int] | None, stop: tuple[str, ...]
