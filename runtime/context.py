@@ -6,11 +6,10 @@ C kv_lora_rank   R qk_rope_head_dim   K num_experts_per_tok   W vocab_size   M M
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,33 +25,13 @@ from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.one_thread import one_thread
 from shoal.runtime.session import GraphSession
 from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, Step, StepOutputs, chunk_length
 from shoal.runtime.token_ids import TokenIds, check_tokens
 
 PrefillProgress = Callable[[int, int], None]
 """Called with tokens done and tokens in all."""
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _alone(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Refuse a call while another thread is inside the same context."""
-
-    @functools.wraps(method)
-    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        lock = args[0]._lock  # type: ignore[attr-defined]
-        if not lock.acquire(blocking=False):
-            raise InputError(
-                "context: another thread is using it; give each thread a context of its own"
-            )
-        try:
-            return method(*args, **kwargs)
-        finally:
-            lock.release()
-
-    return guarded
 
 
 class Context:
@@ -131,7 +110,7 @@ class Context:
         """Read one token; see ``prefill``. Returns logits float32 [W]."""
         return self.prefill([token])
 
-    @_alone
+    @one_thread
     def step(
         self,
         ids: TokenIds,
@@ -161,7 +140,7 @@ class Context:
         self.last_hidden = outputs.last_hidden
         return Step(logits=outputs.logits, hidden=outputs.hidden, routing=outputs.routing)
 
-    @_alone
+    @one_thread
     def peek(self, ids: TokenIds) -> FloatArray:
         """Look at what a few tokens would give, in one step, without reading them.
 
@@ -184,7 +163,7 @@ class Context:
         self._ahead = tokens, outputs.hidden
         return outputs.logits
 
-    @_alone
+    @one_thread
     def adopt(self, count: int) -> None:
         """Read the first ``count`` tokens that were peeked at and not adopted yet.
 
@@ -206,7 +185,7 @@ class Context:
         self.last_hidden = hidden_TD[count - 1].copy()
         self._ahead = tokens[count:], hidden_TD[count:]
 
-    @_alone
+    @one_thread
     def fork(self) -> Context:
         """Another context with the same tokens; rows are copied when one of the two goes on."""
         other = Context(self._info, *self._graphs, self._bundle_id)
@@ -216,7 +195,7 @@ class Context:
         other.drafter = None if self.drafter is None else self.drafter.fork()
         return other
 
-    @_alone
+    @one_thread
     def save(self, path: str | Path, note: dict[str, Any] | None = None) -> None:
         """Write the context to a file that ``Model.load_context`` reads, at once or not at all.
 
@@ -266,7 +245,7 @@ class Context:
             parts = [self.last_hidden[None], *(self.cache.rows(n)[-1:] for n in layers)]
         return np.concatenate(parts, axis=1)
 
-    @_alone
+    @one_thread
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first ``length``.
 
@@ -281,7 +260,7 @@ class Context:
         if self.drafter is not None:
             self.drafter.rewind(int(length))
 
-    @_alone
+    @one_thread
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens in all, so that the cache does not grow on the way.
 
@@ -292,7 +271,7 @@ class Context:
         self._drop_peeked()
         self.cache.reserve(length)
 
-    @_alone
+    @one_thread
     def switch_to(self, ids: TokenIds, *, progress: PrefillProgress | None = None) -> FloatArray:
         """Make the context hold exactly ``ids``, computing only what follows the common prefix.
 
