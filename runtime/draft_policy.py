@@ -16,12 +16,15 @@ LONGEST_AUTO_DRAFT = 3
 """Drafts the automatic choice tries at most: a module trained for one draft guesses worse further
 on, and each one more makes every step dearer."""
 
-_LEAST_GAIN = 1.02  # below this a gain is within the noise of the measurement
-_TIMES_KEPT = 9  # the median of so many rounds stands for a length; odd, and old ones count no more
+_GAIN_TO_START = 1.06  # a smaller gain may be the noise of few measurements
+_GAIN_TO_STAY = 1.02
+_TIMES_KEPT = (
+    15  # the median of so many rounds stands for a length; odd, and old ones count no more
+)
 _FORGET = 0.95  # what a round counts for the acceptance after the next one
-_WARM_UP_ROUNDS = 4
+_WARM_UP_ROUNDS = 8
 _ROUNDS_PER_TRIAL = 3
-_ROUNDS_TO_STALE = 48  # after so many others a length is timed again: depth and text have changed
+_ROUNDS_TO_STALE = 32  # after so many others a length is timed again: depth and text have changed
 _FREE_TRIAL_ROUNDS = 2.0  # plain rounds that trials may cost from the start ...
 _TRIAL_SHARE = 0.01  # ... and the share of all time that they may cost in the long run
 
@@ -69,6 +72,7 @@ class AutoDraft:
         self._spent_s = 0.0
         self._lost_s = 0.0
         self._trial: tuple[int, int] = (0, _WARM_UP_ROUNDS)  # drafts, rounds left
+        self._is_on = False
         self._ages = [0 for _ in lengths]  # rounds since a length was last used
 
     def choose(self, most: int) -> int:
@@ -99,12 +103,14 @@ class AutoDraft:
         """The number of drafts that decides the most tokens per second, as far as is known."""
         known = [n for n, times in enumerate(self._seconds) if times]
         drafts = max(known, key=self._tokens_per_s, default=0)
-        if drafts and self._tokens_per_s(drafts) < _LEAST_GAIN * self._tokens_per_s(0):
+        gain = _GAIN_TO_STAY if self._is_on else _GAIN_TO_START
+        if drafts and self._tokens_per_s(drafts) < gain * self._tokens_per_s(0):
             return 0
         return drafts
 
     def _next(self) -> int:
         best = self.best()
+        self._is_on = best > 0
         if best and self._ages[0] > _ROUNDS_TO_STALE:
             return 0
         longer = best + 1

@@ -322,6 +322,11 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"measurements per number; the median counts (default: {DEFAULT_BENCH_REPEATS})",
     )
+    verb.add_argument(
+        "--speculate",
+        action="store_true",
+        help="also measure what drafts of the multi-token-prediction module bring",
+    )
     _add_machine(verb)
 
 

@@ -49,7 +49,15 @@ SURFACE = {
     ],
     "verify": ["--checkpoint", "BUNDLE"],
     "inspect": ["BUNDLE|CHECKPOINT"],
-    "bench": [*MACHINE, "--depths", "--new-tokens", "--prefill", "--repeats", "BUNDLE"],
+    "bench": [
+        *MACHINE,
+        "--depths",
+        "--new-tokens",
+        "--prefill",
+        "--repeats",
+        "--speculate",
+        "BUNDLE",
+    ],
     "doctor": ["BUNDLE"],
 }
 
