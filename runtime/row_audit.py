@@ -16,7 +16,7 @@ from shoal.runtime.session import SessionSettings
 
 _CLEAN_STEPS = 2  # equal steps after which a size is believed at a depth
 
-_TILE_COLUMNS = 64  # onnxruntime's MatMul sums in longer pieces when a thread has fewer columns
+_COLUMNS_PER_THREAD = 80  # 5 blocks of 16, of which the last may hold one column: 65 and more
 
 _Key = tuple[int, int]
 
@@ -55,7 +55,7 @@ def shortest_depth(settings: SessionSettings) -> int:
     """Tokens a context must hold before steps of several tokens are worth an audit.
 
     The stock MatMul divides the columns of the attention scores, one for each token in the cache,
-    among the threads, and chooses the order of a sum by how many columns a thread gets. A step
-    that crosses such a limit can differ where its neighbours do not.
+    among the threads in blocks of 16, and a thread with 64 columns or fewer adds in longer pieces.
+    So single steps can differ at depths that no audit happens to see; further on none can.
     """
-    return _TILE_COLUMNS * settings.threads if settings.kernels == "portable" else 0
+    return _COLUMNS_PER_THREAD * settings.threads if settings.kernels == "portable" else 0

@@ -79,7 +79,7 @@ def test_any_prompt_any_draft_and_any_sampler_give_the_plain_output(model, data)
 def test_output_is_the_same_whether_or_not_the_kernels_allow_drafts(request, block):
     model = open_bundle(request.getfixturevalue(block), threads=2)
     for text in TEXTS:
-        ids = model.encode(text + " " + text)
+        ids = model.encode(" ".join([text] * 3))
         assert len(ids) > shortest_depth(SessionSettings(threads=2, kernels="portable"))
         assert generate(model, ids, draft=2)[0] == generate(model, ids)[0]
 
@@ -116,6 +116,18 @@ def test_a_row_that_depends_on_the_step_ends_drafting_and_changes_nothing(model,
         assert list(fresh.generate(ids, max_new_tokens=60, stop_tokens=(), draft="auto")) == (
             expected
         ), "auto says nothing: nobody insisted on drafts"
+
+
+def test_portable_kernels_are_trusted_only_beyond_what_threads_divide_unevenly():
+    for threads in (1, 2, 16):
+        portable = SessionSettings(threads=threads, kernels="portable")
+        assert shortest_depth(portable) == 80 * threads
+        assert shortest_depth(SessionSettings(threads=threads, kernels="native")) == 0
+        # Blocks of 16 columns, dealt out evenly: the smallest share with its last block cut short.
+        for length in range(80 * threads, 80 * threads + 64):
+            blocks = -(-length // 16)
+            smallest = blocks // threads * 16 - (-length % 16)
+            assert smallest > 64
 
 
 def test_a_size_is_believed_after_equal_steps_at_each_depth():
