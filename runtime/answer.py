@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal.runtime.context import Context
@@ -49,6 +49,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "min_p": args.min_p,
         "seed": args.seed,
         "stop": tuple(args.stop),
+        "draft": args.draft,
     }
 
 
@@ -122,6 +123,8 @@ def write_speed(answer: Answer, generation: Generation) -> None:
     new = f"new: {answer.new_tokens} tokens"
     if answer.new_tokens > 1:
         new += f", {format_rate(answer.new_tokens_per_s())} tokens/s"
+    if generation.draft_stats is not None:
+        new += f", {generation.draft_stats.tokens_per_step():.2f} tokens per step"
     ended = "Ctrl-C" if answer.interrupted else _REASONS.get(generation.finish_reason or "", "")
     progress_line(f"[{', '.join(parts)}; {new}; ended by {ended or 'the model'}]")
 
@@ -145,4 +148,5 @@ def answer_report(answer: Answer, generation: Generation) -> dict[str, Any]:
         "first_token_ms": answer.first_token_s * 1000,
         "prompt_tokens_per_s": answer.prompt_tokens_per_s(),
         "new_tokens_per_s": answer.new_tokens_per_s(),
+        "drafts": None if generation.draft_stats is None else asdict(generation.draft_stats),
     }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shoal.graphs.errors import InputError
+from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.machine import ResidentMemory, read_cpu, read_resident
@@ -36,11 +37,18 @@ def bench_command(args: argparse.Namespace) -> int:
     model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
     load_s = time.perf_counter() - started_s
     loaded = read_resident()
+    if args.speculate and not model.can_draft:
+        raise InputError(
+            f"{args.bundle}: --speculate needs a multi-token-prediction module, which this bundle "
+            "has not; leave it out"
+        )
     report = _describe(args, model, load_s)
     report["prefill"] = measure_prefill(model, _fitting(model, args.prefill, 0), args.repeats)
     report["decode"] = measure_decode(
         model, _fitting(model, args.depths, args.new_tokens), args.new_tokens, args.repeats
     )
+    if args.speculate:
+        report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats)
     report["memory"] = {
         "before": _resident(before),
         "loaded": _resident(loaded),
@@ -215,6 +223,8 @@ def _write_report(report: dict[str, Any]) -> None:
             for row in report["decode"]
         ],
     )
+    if "speculation" in report:
+        write_speculation(report["speculation"])
     write_lines([""])
     write_grid("Memory", ("when", "anonymous", "mapped files"), _memory_rows(report["memory"]))
 

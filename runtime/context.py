@@ -6,9 +6,10 @@ C kv_lora_rank   R qk_rope_head_dim   K num_experts_per_tok   W vocab_size   M M
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,50 +20,22 @@ from shoal.graphs.contract import (
     expert_ids_output,
     expert_weights_output,
 )
-from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
+from shoal.runtime.context_file import write_context_file
+from shoal.runtime.drafter import Drafter
 from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.one_thread import one_thread
 from shoal.runtime.session import GraphSession
+from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, Step, StepOutputs, chunk_length
 from shoal.runtime.token_ids import TokenIds, check_tokens
 
-FloatArray = npt.NDArray[np.float32]
 PrefillProgress = Callable[[int, int], None]
 """Called with tokens done and tokens in all."""
 
-SCORE_BYTES = 64 << 20
-"""Attention scores of one chunk, H*T*S float32 values, stay below this where they can."""
-
-_SMALLEST_CHUNK = 16
-_LARGEST_CHUNK = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """The experts each MoE layer sent each token to."""
-
-    layers: tuple[int, ...]  # M indices of decoder layers
-    expert_ids: npt.NDArray[np.int64]  # [M,T,K], by falling selection score
-    expert_weights: FloatArray  # [M,T,K], what each expert's output was multiplied by
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What was asked for of one step."""
-
-    logits: FloatArray  # [n,W] with n = T, 1 or 0
-    hidden: FloatArray | None  # [T,D], after the final norm
-    routing: Routing | None
-
-
-def chunk_length(position: int, remaining: int, num_heads: int) -> int:
-    """Tokens to run at once from ``position``, so that attention scores stay small."""
-    longest = min(remaining, _LARGEST_CHUNK)
-    fitting = SCORE_BYTES // (4 * num_heads * (position + longest))
-    return min(longest, max(_SMALLEST_CHUNK, fitting))
-
 
 class Context:
-    """Tokens read so far and their latent cache. Not for use by two threads at once.
+    """Tokens read so far and their latent cache. One thread at a time; a second one is refused.
 
     A step that fails or is interrupted leaves the context where it was.
 
@@ -70,10 +43,15 @@ class Context:
         info: the model.
         decoder: the decoder graph.
         head: the head graph.
+        bundle_id: what a saved context is tied to.
     """
 
-    def __init__(self, info: ModelInfo, decoder: GraphSession, head: GraphSession) -> None:
+    def __init__(
+        self, info: ModelInfo, decoder: GraphSession, head: GraphSession, bundle_id: str
+    ) -> None:
         self._info = info
+        self._graphs = decoder, head
+        self._bundle_id = bundle_id
         self._tokens: list[int] = []
         self.cache = LatentCache(
             info.num_hidden_layers,
@@ -82,14 +60,23 @@ class Context:
         )
         self.last_hidden = np.zeros(info.hidden_size, np.float32)
         """Hidden state of the last token read, float32 [D], after the final norm."""
+        self.drafter: Drafter | None = None
+        """Guesses what follows, once somebody has asked for drafts."""
         self._decoder = decoder.new_binding()
         self._head = head.new_binding()
         self._chunk_hidden = np.empty((0, info.hidden_size), np.float32)
+        self._ahead: tuple[list[int], FloatArray] = ([], self._chunk_hidden)
+        self._lock = threading.RLock()
 
     @property
     def position(self) -> int:
         """Number of tokens read."""
         return self.cache.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the latent cache, unused room and what is shared with forks included."""
+        return self.cache.nbytes + (0 if self.drafter is None else self.drafter.cache.nbytes)
 
     @property
     def max_length(self) -> int:
@@ -123,6 +110,7 @@ class Context:
         """Read one token; see ``prefill``. Returns logits float32 [W]."""
         return self.prefill([token])
 
+    @one_thread
     def step(
         self,
         ids: TokenIds,
@@ -145,15 +133,119 @@ class Context:
         rows = {"last": 1, "all": len(tokens), "none": 0}
         if logits not in rows:
             raise InputError(f"logits must be last, all or none, found {logits!r}")
-        self._check_length(len(tokens))
-        outputs = _Outputs(self._info, len(tokens), rows[logits], hidden=hidden, routing=routing)
-        self.cache.reserve(self.position + len(tokens))
-        self._run_chunks(np.array([tokens], np.int64), outputs, progress)
+        outputs = StepOutputs(self._info, len(tokens), rows[logits], hidden=hidden, routing=routing)
+        self._run_chunks(tokens, outputs, progress, self.drafter)
         self.cache.advance(len(tokens))
         self._tokens += tokens
         self.last_hidden = outputs.last_hidden
         return Step(logits=outputs.logits, hidden=outputs.hidden, routing=outputs.routing)
 
+    @one_thread
+    def peek(self, ids: TokenIds) -> FloatArray:
+        """Look at what a few tokens would give, in one step, without reading them.
+
+        ``adopt`` reads them afterwards at no cost, as long as nothing else was done meanwhile.
+
+        Args:
+            ids: at least one token id.
+
+        Returns:
+            Logits after each of them, float32 [T,W].
+
+        Raises:
+            InputError: see ``prefill``.
+            RuntimeFailure: see ``prefill``.
+        """
+        tokens = check_tokens(ids, self._info.vocab_size)
+        outputs = StepOutputs(self._info, len(tokens), len(tokens), hidden=True, routing=False)
+        self._run_chunks(tokens, outputs)
+        assert outputs.hidden is not None, "hidden states were asked for"
+        self._ahead = tokens, outputs.hidden
+        return outputs.logits
+
+    @one_thread
+    def adopt(self, count: int) -> None:
+        """Read the first ``count`` tokens that were peeked at and not adopted yet.
+
+        Raises:
+            InputError: there are not as many, or something else was done since.
+        """
+        tokens, hidden_TD = self._ahead
+        if not 0 <= count <= len(tokens):
+            raise InputError(
+                f"context: expected to adopt at most the {len(tokens)} tokens it last peeked at, "
+                f"found {count}; peek again"
+            )
+        if count == 0:
+            return
+        if self.drafter is not None:
+            self.drafter.observe(self.position, tokens[:count], hidden_TD[:count])
+        self.cache.advance(count)
+        self._tokens += tokens[:count]
+        self.last_hidden = hidden_TD[count - 1].copy()
+        self._ahead = tokens[count:], hidden_TD[count:]
+
+    @one_thread
+    def fork(self) -> Context:
+        """Another context with the same tokens; rows are copied when one of the two goes on."""
+        other = Context(self._info, *self._graphs, self._bundle_id)
+        other.cache = self.cache.fork()
+        other._tokens = list(self._tokens)
+        other.last_hidden = self.last_hidden.copy()
+        other.drafter = None if self.drafter is None else self.drafter.fork()
+        return other
+
+    @one_thread
+    def save(self, path: str | Path, note: dict[str, Any] | None = None) -> None:
+        """Write the context to a file that ``Model.load_context`` reads, at once or not at all.
+
+        Args:
+            path: the file; replaced if it is there.
+            note: JSON values to keep with it.
+
+        Raises:
+            RuntimeFailure: the disk is full or refuses. What was there before is still there.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "tokens": np.array(self._tokens, np.int64),
+            "last_hidden": self.last_hidden,
+        }
+        arrays |= {f"cache.{n}": self.cache.rows(n) for n in range(self.cache.num_layers)}
+        if self.drafter is not None:
+            arrays |= {f"mtp.{name}": array for name, array in self.drafter.state().items()}
+        write_context_file(Path(path), bundle=self._bundle_id, arrays=arrays, note=note or {})
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what a file holds; see ``Model.load_context``."""
+        self._tokens = arrays["tokens"].tolist()
+        self.last_hidden = arrays["last_hidden"]
+        self.cache.restore([arrays[f"cache.{n}"] for n in range(self.cache.num_layers)])
+        if self.drafter is not None:
+            mtp = {name[4:]: array for name, array in arrays.items() if name.startswith("mtp.")}
+            self.drafter.restore(mtp)
+
+    @property
+    def peeked(self) -> tuple[int, ...]:
+        """Tokens that were peeked at and can be adopted."""
+        return tuple(self._ahead[0])
+
+    def state_rows(self, *, ahead: bool) -> FloatArray:
+        """What tokens left behind, to be compared: hidden states and all cache rows, copied.
+
+        Args:
+            ahead: of the tokens that were peeked at, else of the last one read.
+
+        Returns:
+            float32 [T, D + layers * (C+R)].
+        """
+        layers, count = range(self.cache.num_layers), len(self._ahead[0])
+        if ahead:
+            parts = [self._ahead[1], *(self.cache.rows_ahead(n, count) for n in layers)]
+        else:
+            parts = [self.last_hidden[None], *(self.cache.rows(n)[-1:] for n in layers)]
+        return np.concatenate(parts, axis=1)
+
+    @one_thread
     def rewind(self, length: int) -> None:
         """Forget all tokens but the first ``length``.
 
@@ -164,7 +256,11 @@ class Context:
             raise InputError(f"rewind expects a number of tokens, found {length!r}")
         self.cache.rewind(int(length))
         del self._tokens[int(length) :]
+        self._drop_peeked()
+        if self.drafter is not None:
+            self.drafter.rewind(int(length))
 
+    @one_thread
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens in all, so that the cache does not grow on the way.
 
@@ -172,8 +268,10 @@ class Context:
             InputError: the model cannot read as many.
             RuntimeFailure: not enough memory.
         """
+        self._drop_peeked()
         self.cache.reserve(length)
 
+    @one_thread
     def switch_to(self, ids: TokenIds, *, progress: PrefillProgress | None = None) -> FloatArray:
         """Make the context hold exactly ``ids``, computing only what follows the common prefix.
 
@@ -209,29 +307,45 @@ class Context:
             "(max_position_embeddings); shorten the prompt or start a new context"
         )
 
+    def _drop_peeked(self) -> None:
+        self._ahead = [], self._ahead[1][:0]
+
     def _run_chunks(
-        self, ids_BT: npt.NDArray[np.int64], outputs: _Outputs, progress: PrefillProgress | None
+        self,
+        tokens: list[int],
+        outputs: StepOutputs,
+        progress: PrefillProgress | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        total = ids_BT.shape[1]
-        start = 0
-        while start < total:
-            count = chunk_length(
-                self.position + start, total - start, self._info.num_attention_heads
-            )
-            stop = start + count
-            hidden_TD = self._run_decoder(ids_BT[:, start:stop], start, outputs)
-            if outputs.logits.shape[0] == total:
-                self._run_head(hidden_TD, outputs.logits[start:stop])
-            elif stop == total and outputs.logits.shape[0] == 1:
-                self._run_head(hidden_TD[-1:], outputs.logits)
-            if stop == total:
-                outputs.last_hidden[:] = hidden_TD[-1]
-            start = stop
-            if progress is not None:
-                progress(start, total)
+        """Run tokens from the position on; neither position nor tokens change."""
+        self._check_length(len(tokens))
+        self._drop_peeked()
+        self.cache.reserve(self.position + len(tokens))
+        ids_BT, total, start = np.array([tokens], np.int64), len(tokens), 0
+        try:
+            while start < total:
+                first = self.position + start
+                count = chunk_length(first, total - start, self._info.num_attention_heads)
+                stop = start + count
+                hidden_TD = self._run_decoder(ids_BT[:, start:stop], start, outputs)
+                if drafter is not None:
+                    drafter.observe(first, tokens[start:stop], hidden_TD)
+                if outputs.logits.shape[0] == total:
+                    self._run_head(hidden_TD, outputs.logits[start:stop])
+                elif stop == total and outputs.logits.shape[0] == 1:
+                    self._run_head(hidden_TD[-1:], outputs.logits)
+                if stop == total:
+                    outputs.last_hidden[:] = hidden_TD[-1]
+                start = stop
+                if progress is not None:
+                    progress(start, total)
+        except BaseException:
+            if drafter is not None:
+                drafter.rewind(self.position)
+            raise
 
     def _run_decoder(
-        self, ids_BT: npt.NDArray[np.int64], start: int, outputs: _Outputs
+        self, ids_BT: npt.NDArray[np.int64], start: int, outputs: StepOutputs
     ) -> FloatArray:
         """Run one chunk that begins ``start`` tokens after the position. Returns hidden [T,D]."""
         count = ids_BT.shape[1]
@@ -255,7 +369,7 @@ class Context:
                 binding.bind_output(expert_ids_output(layer), ids_TK[None])
                 binding.bind_output(expert_weights_output(layer), weights_TK[None])
         # The scores of a long chunk are far more memory than the steps that follow need.
-        binding.run(release_memory=count > _SMALLEST_CHUNK and start + count == outputs.count)
+        binding.run(release_memory=count > SMALLEST_CHUNK and start + count == outputs.count)
         return hidden_TD
 
     def _run_head(self, hidden_TD: FloatArray, logits_TW: FloatArray) -> None:
@@ -263,39 +377,10 @@ class Context:
         self._head.bind_output("logits", logits_TW[None])
         self._head.run()
 
-    def _hidden_rows(self, start: int, count: int, outputs: _Outputs) -> FloatArray:
+    def _hidden_rows(self, start: int, count: int, outputs: StepOutputs) -> FloatArray:
         """Where the hidden states of a chunk go, float32 [T,D]."""
         if outputs.hidden is not None:
             return outputs.hidden[start : start + count]
         if self._chunk_hidden.shape[0] < count:
             self._chunk_hidden = np.empty((count, self._info.hidden_size), np.float32)
         return self._chunk_hidden[:count]
-
-
-class _Outputs:
-    """Arrays for everything that one step returns, filled chunk by chunk."""
-
-    def __init__(
-        self, info: ModelInfo, count: int, num_logits: int, *, hidden: bool, routing: bool
-    ) -> None:
-        try:
-            self.logits = np.empty((num_logits, info.vocab_size), np.float32)
-            self.hidden = np.empty((count, info.hidden_size), np.float32) if hidden else None
-            self.routing = _empty_routing(info, count) if routing else None
-        except MemoryError as error:
-            megabytes = num_logits * info.vocab_size * 4 / 1e6
-            raise RuntimeFailure(
-                f"context: no memory for the results of {count} tokens (logits take "
-                f"{megabytes:.0f} MB); ask for fewer tokens at a time"
-            ) from error
-        self.count = count
-        self.last_hidden = np.empty(info.hidden_size, np.float32)
-
-
-def _empty_routing(info: ModelInfo, count: int) -> Routing:
-    shape_MTK = (len(info.moe_layers), count, info.num_experts_per_tok)
-    return Routing(
-        layers=info.moe_layers,
-        expert_ids=np.empty(shape_MTK, np.int64),
-        expert_weights=np.empty(shape_MTK, np.float32),
-    )

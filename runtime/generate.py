@@ -11,6 +11,7 @@ import numpy as np
 from shoal.graphs.errors import InputError
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.sampling import SamplingOptions, choose_token
+from shoal.runtime.speculation import DraftStats, Speculation
 from shoal.runtime.text_stream import StopFilter, TextStream
 from shoal.runtime.tokenizer import Tokenizer
 
@@ -48,6 +49,7 @@ class Generation(Iterator[int]):
         options: how to continue it.
         tokenizer: needed for text and stop strings.
         progress: called while the prompt is read.
+        speculation: decodes ``context`` with drafts; the tokens are the same.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Generation(Iterator[int]):
         options: GenerateOptions,
         tokenizer: Tokenizer | None,
         progress: PrefillProgress | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         if len(ids) > context.max_length:
             raise InputError(
@@ -79,6 +82,7 @@ class Generation(Iterator[int]):
         self._prompt = ids
         self._options = options
         self._progress = progress
+        self._speculation = speculation
         self._random = np.random.default_rng(options.seed)
         self._stream = TextStream(tokenizer) if tokenizer is not None else None
         self._filter = StopFilter(options.stop)
@@ -92,17 +96,22 @@ class Generation(Iterator[int]):
         if self.finish_reason is None and self._is_context_full():
             self.finish_reason = "context_full"
         if self.finish_reason is not None:
-            raise StopIteration
+            raise self._end()
         token = choose_token(self._next_logits(), options.sampling, self._random)
         if token in options.stop_tokens:
             self.finish_reason, self.stop_token = "stop_token", token
-            raise StopIteration
+            raise self._end()
         self.tokens.append(token)
         if self._stream is not None:
             self._text += self._filter.push(self._stream.push(token))
             if self._filter.stopped:
                 self.finish_reason = "stop_string"
         return token
+
+    @property
+    def draft_stats(self) -> DraftStats | None:
+        """What came of drafting, None without it; complete once the answer has ended."""
+        return None if self._speculation is None else self._speculation.stats
 
     def pieces(self) -> Iterator[str]:
         """The answer as text: whole characters only, nothing of a stop string.
@@ -126,6 +135,11 @@ class Generation(Iterator[int]):
         text, self._text = self._text, ""
         return text
 
+    def _end(self) -> StopIteration:
+        if self._speculation is not None:
+            self._speculation.finish_round()
+        return StopIteration()
+
     def _is_context_full(self) -> bool:
         # The last token decided is read only when another one is wanted.
         return self.prompt_tokens + len(self.tokens) > self._context.max_length
@@ -133,12 +147,19 @@ class Generation(Iterator[int]):
     def _next_logits(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         if self.tokens:
             if self._context.position == self.prompt_tokens + len(self.tokens) - 1:
-                return self._context.decode(self.tokens[-1])
+                return self._decode_last()
             # An interrupted step, or somebody else used the context in between.
             return self._context.switch_to(self._prompt + self.tokens)
         held = self._context.common_prefix(self._prompt)
         self.reused_tokens = min(held, self.prompt_tokens - 1)
         return self._context.switch_to(self._prompt, progress=self._progress)
+
+    def _decode_last(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        if self._speculation is None:
+            return self._context.decode(self.tokens[-1])
+        limit = self._options.max_new_tokens
+        most_drafts = None if limit is None else limit - len(self.tokens) - 1
+        return self._speculation.decode(self.tokens[-1], most_drafts)
 
 
 def _check_count(name: str, value: object) -> None:

@@ -10,10 +10,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import ShoalError
 from shoal.runtime.answer import Answer, stream_answer, write_speed
+from shoal.runtime.context import Context
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
 from shoal.runtime.report import progress_line
@@ -40,13 +42,22 @@ class Dialogue:
         options: sampling options of ``Model.generate``.
         chat: put turns into the chat template; else continue plain text.
         system: system message of the chat.
+        session: file that keeps the dialogue after each turn; plain text then goes on with each
+            text instead of starting anew.
     """
 
     def __init__(
-        self, model: Model, options: dict[str, Any], *, chat: bool, system: str | None = None
+        self,
+        model: Model,
+        options: dict[str, Any],
+        *,
+        chat: bool,
+        system: str | None = None,
+        session: Path | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
+        self.session = session
         self._options = options
         self._system = system
         self.reset()
@@ -59,6 +70,20 @@ class Dialogue:
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
 
+    def go_on(self, context: Context, ids: list[int], messages: list[dict[str, str]]) -> None:
+        """Take over what was said before: the context that holds it, its ids and its messages."""
+        self._context, self._ids, self.messages = context, ids, messages
+
+    def save(self) -> None:
+        """Keep the dialogue in its file, if it has one.
+
+        Raises:
+            RuntimeFailure: it could not be written.
+        """
+        if self.session is not None:
+            note = {"chat": self.chat, "ids": self._ids, "messages": self.messages}
+            self._context.save(self.session, note)
+
     def answer(self, text: str, write: Callable[[str], object]) -> tuple[Answer, Generation]:
         """Answer a turn; a turn that fails leaves the dialogue as it was.
 
@@ -68,16 +93,22 @@ class Dialogue:
 
         Raises:
             InputError: the dialogue no longer fits into the context.
+            RuntimeFailure: it could not be kept in its file.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        if self.chat:
-            ids = self.model.chat_ids(turn)
-        else:
-            ids = self.model.encode(text) if text else self._ids
+        ids = self.model.chat_ids(turn) if self.chat else self._continued(text)
         answer, generation = stream_answer(self.model, ids, self._options, write, self._context)
         self._ids = [*ids, *generation.tokens]
         self.messages = [*turn, {"role": "assistant", "content": answer.text}]
+        self.save()
         return answer, generation
+
+    def _continued(self, text: str) -> list[int]:
+        if not text:
+            return self._ids
+        if self.session is None or not self._ids:
+            return self.model.encode(text)
+        return [*self._ids, *self.model.encode(text, add_special_tokens=False)]
 
 
 def run_dialogue(dialogue: Dialogue) -> int:
@@ -143,6 +174,7 @@ def _obey(dialogue: Dialogue, command: str) -> bool:
         return False
     if command == "/reset":
         dialogue.reset()
+        dialogue.save()
         progress_line("(forgotten)")
     elif command == "/help":
         progress_line(HELP)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.graphs.contract import (
     cache_input,
@@ -14,12 +15,18 @@ from shoal.graphs.contract import (
     expert_weights_output,
 )
 from shoal.graphs.errors import BundleError, InputError
-from shoal.graphs.manifest import Manifest
+from shoal.graphs.manifest import Manifest, ModelInfo, checksum
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.context import Context, FloatArray, PrefillProgress, Routing
+from shoal.runtime.context import Context, PrefillProgress
+from shoal.runtime.context_file import check_arrays, read_context_file
+from shoal.runtime.draft_policy import AutoDraft, FixedDraft
+from shoal.runtime.drafter import Drafter
 from shoal.runtime.generate import GenerateOptions, Generation
+from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, Port, SessionSettings, choose_settings
+from shoal.runtime.speculation import LONGEST_DRAFT, Speculation
+from shoal.runtime.step import FloatArray, Routing
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, special_tokens
 
@@ -61,6 +68,8 @@ class Model:
         self.threads = settings.threads
         self.kernels = settings.kernels
         self._info = bundle.manifest.model
+        self._settings = settings
+        self._audit = RowAudit()
         self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
         _check_graphs(bundle.manifest, self._decoder, self._head)
@@ -85,9 +94,48 @@ class Model:
         """Whether ``chat`` can be used."""
         return self.has_tokenizer and self._template_source is not None
 
+    @property
+    def can_draft(self) -> bool:
+        """Whether the bundle has a multi-token-prediction module."""
+        return "mtp" in self.manifest.graphs
+
+    @functools.cached_property
+    def bundle_id(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of everything else."""
+        return checksum(dataclasses.asdict(self.manifest))
+
     def new_context(self) -> Context:
         """An empty context."""
-        return Context(self._info, self._decoder, self._head)
+        return Context(self._info, self._decoder, self._head, self.bundle_id)
+
+    def start_drafting(self, context: Context) -> Drafter:
+        """Give a context a drafter, if it has none; the module is loaded on the first call.
+
+        Raises:
+            InputError: the bundle has no multi-token-prediction module.
+        """
+        if context.drafter is None:
+            context.drafter = Drafter(self._info, self._mtp, self._head)
+        return context.drafter
+
+    def load_context(self, path: str | Path) -> Context:
+        """A context as ``Context.save`` wrote it; what follows has the same bits.
+
+        Raises:
+            InputError: the file is damaged, of another bundle or no context.
+            RuntimeFailure: not enough memory.
+        """
+        return self.load_context_and_note(path)[0]
+
+    def load_context_and_note(self, path: str | Path) -> tuple[Context, dict[str, Any]]:
+        """A saved context and the note that was saved with it; see ``load_context``."""
+        file = read_context_file(Path(path), bundle=self.bundle_id)
+        has_mtp = check_arrays(Path(path), file.arrays, self._info)
+        context = self.new_context()
+        if has_mtp:
+            self.start_drafting(context)
+        context.restore(file.arrays)
+        return context, file.note
 
     def logits(self, ids: TokenIds) -> FloatArray:
         """Logits of every position in a fresh context, float32 [T,W].
@@ -119,6 +167,7 @@ class Model:
         seed: int | None = None,
         stop_tokens: Iterable[int] | None = None,
         stop: Sequence[str] = (),
+        draft: int | Literal["auto"] = 0,
         context: Context | None = None,
         progress: PrefillProgress | None = None,
     ) -> Generation:
@@ -134,6 +183,9 @@ class Model:
             seed: makes the choice repeatable.
             stop_tokens: tokens that end the answer; None for those of the model.
             stop: texts that end the answer; a special token's name stands for the token.
+            draft: tokens the model's multi-token-prediction module guesses ahead, to be checked in
+                one step; "auto" for as many as pay, none if the bundle has no such module. The
+                result is the same, only sooner.
             context: what it holds of the start of ``ids`` is not computed again; it is left
                 holding the prompt and the answer but for the last token.
             progress: called while the prompt is read.
@@ -152,13 +204,11 @@ class Model:
             stop_tokens=self._stop_tokens(stop_tokens, texts),
             stop=texts,
         )
-        return Generation(
-            self.new_context() if context is None else context,
-            check_tokens(ids, self._info.vocab_size),
-            options,
-            self._tokenizer if self.has_tokenizer else None,
-            progress,
-        )
+        tokens = check_tokens(ids, self._info.vocab_size)
+        context = self.new_context() if context is None else context
+        tokenizer = self._tokenizer if self.has_tokenizer else None
+        speculation = self._speculation(context, draft)
+        return Generation(context, tokens, options, tokenizer, progress, speculation)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, begun as the model was trained (see ``Tokenizer.encode``).
@@ -205,6 +255,22 @@ class Model:
         """
         return self.generate(self.chat_ids(messages), **options).pieces()
 
+    def _speculation(self, context: Context, draft: int | str) -> Speculation | None:
+        if draft == 0 or (draft == "auto" and not self.can_draft):
+            return None
+        if draft != "auto" and draft not in range(1, LONGEST_DRAFT + 1):
+            raise InputError(f"draft must be auto or in 0..{LONGEST_DRAFT}, found {draft!r}")
+        drafter = self.start_drafting(context)
+        drafter.keeps_all = draft != "auto"
+        return Speculation(
+            context,
+            drafter,
+            AutoDraft() if draft == "auto" else FixedDraft(int(draft)),
+            self._audit,
+            shortest=shortest_depth(self._settings),
+            warn=draft != "auto",
+        )
+
     def _stop_tokens(
         self, stop_tokens: Iterable[int] | None, stop: tuple[str, ...]
     ) -> frozenset[int]:
@@ -215,6 +281,17 @@ class Model:
             special = (self._tokenizer.special_token_id(text) for text in stop)
             ids.update(token for token in special if token is not None)
         return frozenset(ids)
+
+    @functools.cached_property
+    def _mtp(self) -> GraphSession:
+        if not self.can_draft:
+            raise InputError(
+                f"{self.bundle.folder}: drafts need a multi-token-prediction module, which this "
+                "bundle has not; use draft 0"
+            )
+        mtp = GraphSession(self.bundle.graph_path("mtp"), self._settings)
+        _check_mtp(self._info, mtp)
+        return mtp
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -262,9 +339,7 @@ def _check_graphs(manifest: Manifest, decoder: GraphSession, head: GraphSession)
     """
     info = manifest.model
     layers = range(info.num_hidden_layers)
-    ids = Port(type="tensor(int64)", width=None)
-    hidden = Port(type="tensor(float)", width=info.hidden_size)
-    cache = Port(type="tensor(float)", width=info.kv_lora_rank + info.qk_rope_head_dim)
+    ids, hidden, cache = _common_ports(info)
     expert_ids = Port(type="tensor(int64)", width=info.num_experts_per_tok)
     expert_weights = Port(type="tensor(float)", width=info.num_experts_per_tok)
     decoder.require(
@@ -281,3 +356,21 @@ def _check_graphs(manifest: Manifest, decoder: GraphSession, head: GraphSession)
             f"{decoder.path.parent}: {_EMBEDDING} has {embedding.shape[0]} rows, expected "
             f"vocab_size {info.vocab_size}; re-export the bundle"
         )
+
+
+def _check_mtp(info: ModelInfo, mtp: GraphSession) -> None:
+    """See ``_check_graphs``."""
+    ids, hidden, cache = _common_ports(info)
+    mtp.require(
+        {"input_ids": ids, "position_ids": ids, "hidden": hidden, cache_input(0): cache},
+        {"hidden_out": hidden, cache_output(0): cache},
+    )
+
+
+def _common_ports(info: ModelInfo) -> tuple[Port, Port, Port]:
+    """Token ids, hidden states and a latent cache."""
+    return (
+        Port(type="tensor(int64)", width=None),
+        Port(type="tensor(float)", width=info.hidden_size),
+        Port(type="tensor(float)", width=info.kv_lora_rank + info.qk_rope_head_dim),
+    )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import Literal
+
+from shoal.graphs.ops.spec import LONGEST_SHORT_STEP
 
 
 def _number(
@@ -27,6 +30,14 @@ def positive_int(text: str) -> int:
 def non_negative_int(text: str) -> int:
     """Option type: a whole number from 0 on."""
     return int(_number(text, int, "a whole number from 0 on", 0, 2**63 - 1))
+
+
+def draft_length(text: str) -> int | Literal["auto"]:
+    """Option type: auto or a whole number from 0 to the longest draft."""
+    if text == "auto":
+        return "auto"
+    longest = LONGEST_SHORT_STEP - 1
+    return int(_number(text, int, f"auto or a whole number from 0 to {longest}", 0, longest))
 
 
 def non_negative_float(text: str) -> float:

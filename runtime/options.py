@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from shoal.runtime.option_types import (
+    draft_length,
     length_list,
     non_negative_float,
     non_negative_int,
@@ -182,6 +183,20 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"stop after N tokens (default: {DEFAULT_NEW_TOKENS})",
     )
+    verb.add_argument(
+        "--draft",
+        type=draft_length,
+        default=0,
+        metavar="N|auto",
+        help="tokens the multi-token-prediction module guesses ahead: the same text in fewer "
+        "steps; auto drafts as many as pay (default: 0)",
+    )
+    verb.add_argument(
+        "--session",
+        metavar="FILE",
+        type=Path,
+        help="go on with the dialogue kept in this file, if it exists, and keep it there",
+    )
     _add_sampling(verb.add_argument_group("sampling"))
     _add_dialogue(verb.add_argument_group("prompt format"))
     _add_machine(verb)
@@ -312,6 +327,11 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         default=DEFAULT_BENCH_REPEATS,
         metavar="N",
         help=f"measurements per number; the median counts (default: {DEFAULT_BENCH_REPEATS})",
+    )
+    verb.add_argument(
+        "--speculate",
+        action="store_true",
+        help="also measure what drafts of the multi-token-prediction module bring",
     )
     _add_machine(verb)
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.answer import answer_report, sampling_options, stream_answer, write_speed
+from shoal.runtime.answer import (
+    Answer,
+    answer_report,
+    sampling_options,
+    stream_answer,
+    write_speed,
+)
+from shoal.runtime.generate import Generation
 from shoal.runtime.interactive import Dialogue, run_dialogue
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.report import progress_line, write_json
+from shoal.runtime.saved_dialogue import open_dialogue
+
+Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
+"""Generates one answer and hands its pieces to the function it is given."""
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -24,10 +36,23 @@ def run_command(args: argparse.Namespace) -> int:
     model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
     load_s = time.perf_counter() - started_s
     chat = wants_chat(args, model)
+    dialogue = _open_dialogue(args, model, chat)
     if prompt is None:
-        return run_dialogue(Dialogue(model, sampling_options(args), chat=chat, system=args.system))
+        return run_dialogue(dialogue)
+    if args.session is not None:
+        return _answer_once(args, model, prompt, lambda w: dialogue.answer(prompt, w), load_s)
     ids = model.chat_ids(first_messages(prompt, args.system)) if chat else model.encode(prompt)
-    return _answer_once(args, model, prompt, ids, load_s)
+    options = sampling_options(args)
+    return _answer_once(
+        args, model, prompt, lambda write: stream_answer(model, ids, options, write), load_s
+    )
+
+
+def _open_dialogue(args: argparse.Namespace, model: Model, chat: bool) -> Dialogue:
+    options = sampling_options(args)
+    if args.session is None:
+        return Dialogue(model, options, chat=chat, system=args.system)
+    return open_dialogue(model, options, args.session, chat=chat, system=args.system)
 
 
 def read_prompt(prompt: str | None) -> str:
@@ -76,14 +101,14 @@ def first_messages(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 
 def _answer_once(
-    args: argparse.Namespace, model: Model, prompt: str, ids: list[int], load_s: float
+    args: argparse.Namespace, model: Model, prompt: str, answer_with: Answering, load_s: float
 ) -> int:
     if not args.json:
         progress_line(
             f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels]"
         )
     write = _ignore if args.json else _write_piece
-    answer, generation = stream_answer(model, ids, sampling_options(args), write)
+    answer, generation = answer_with(write)
     if args.json and not answer.interrupted:
         write_json(
             _machine_report(args, model, load_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,15 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _export(tmp_path_factory.mktemp("bundles") / "tiny-int8", "int8")
 
 
-def _export(bundle: Path, weights: str) -> Path:
+@pytest.fixture(scope="session")
+def int8_block_64_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-v3 in int8 with blocks of 64, whose portable kernels treat every row alike."""
+    return _export(tmp_path_factory.mktemp("bundles") / "tiny-int8-64", "int8", block_size=64)
+
+
+def _export(bundle: Path, weights: str, **options: Any) -> Path:
     # Imported here: tests that need no bundle need no torch.
     from shoal.export.pipeline import export_bundle
 
-    export_bundle(TINY_CHECKPOINT, bundle, weights=weights, fidelity=False)
+    export_bundle(TINY_CHECKPOINT, bundle, weights=weights, fidelity=False, **options)
     return bundle

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shoal.graphs.ops.spec import OpSpec, fixed_body
+from shoal.graphs.ops.spec import LONGEST_SHORT_STEP, OpSpec, fixed_body
 from shoal.graphs.quantize import Codes, Floats, dequantize_blocks
 
 _CACHE_DOC = (
@@ -37,10 +37,14 @@ FLOAT_LATENT_ATTENTION = OpSpec(
     outputs={"y": "f[B,T,H,V]", "cache_out": "f[B,S,C+R]"},
     attributes={"softmax_scale": "float"},
     # The absorbed form: (q_nope w_uk) c_s equals q_nope (w_uk c_s), so all heads attend to the
-    # cache itself and their queries are the rows of one matrix [H*T, X]. TensorScatter updates the
+    # cache itself and their queries are the rows of one matrix [T*H, X]. TensorScatter updates the
     # cache in place when one buffer is bound to input and output, for which nothing but
     # TensorScatter and Shape may read the cache input.
-    body=fixed_body("""
+    # A token of a short step must get the same bits as alone, so its products with w_uk and w_uv
+    # have one row each (A of them with M = 1 row): onnxruntime multiplies a single row in another
+    # order than several. A long prompt is one product of T rows (A = 1, M = T).
+    body=fixed_body(
+        """
         first = Constant <value_ints: ints = [1]> ()
         rest = Constant <value_ints: ints = [-1]> ()
         T = Shape <start: int = 1, end: int = 2> (latent)
@@ -52,12 +56,20 @@ FLOAT_LATENT_ATTENTION = OpSpec(
         rows = Concat <axis: int = -1> (latent, k_rope)
         cache_out = TensorScatter <axis: int = 1> (cache, rows, past)
 
-        q_nope_BHTN = Transpose <perm: ints = [0, 2, 1, 3]> (q_nope)
-        q_rope_BHTR = Transpose <perm: ints = [0, 2, 1, 3]> (q_rope)
-        q_latent_BHTC = MatMul (q_nope_BHTN, w_uk)
-        q_BHTX = Concat <axis: int = -1> (q_latent_BHTC, q_rope_BHTR)
+        longest = Constant <value_ints: ints = [LONGEST_SHORT_STEP]> ()
+        is_short = LessOrEqual (T, longest)
+        A = Where (is_short, T, first)
+        M = Where (is_short, first, T)
+        AMH = Concat <axis: int = 0> (A, M, H, rest)
+        q_nope_AMHN = Reshape (q_nope, AMH)
+        q_nope_AHMN = Transpose <perm: ints = [0, 2, 1, 3]> (q_nope_AMHN)
+        q_latent_AHMC = MatMul (q_nope_AHMN, w_uk)
+        q_latent_AMHC = Transpose <perm: ints = [0, 2, 1, 3]> (q_latent_AHMC)
+        BTH = Concat <axis: int = 0> (first, T, H, rest)
+        q_latent_BTHC = Reshape (q_latent_AMHC, BTH)
+        q_BTHX = Concat <axis: int = -1> (q_latent_BTHC, q_rope)
         q_shape = Concat <axis: int = 0> (first, rest, X)
-        q_rows = Reshape (q_BHTX, q_shape)
+        q_rows = Reshape (q_BTHX, q_shape)
         scale = Constant <value_float: float = @softmax_scale> ()
         q_scaled = Mul (q_rows, scale)
         cache_BXS = Transpose <perm: ints = [0, 2, 1]> (cache_out)
@@ -74,24 +86,27 @@ FLOAT_LATENT_ATTENTION = OpSpec(
         visible = Constant <value_float: float = 0.0> ()
         hidden = Constant <value_float: float = -inf> ()
         mask_TS = Where (is_visible_TS, visible, hidden)
+        mask_T1S = Unsqueeze (mask_TS, first)
 
-        scores_shape = Concat <axis: int = 0> (first, H, T, S)
-        scores_BHTS = Reshape (score_rows, scores_shape)
-        masked_BHTS = Add (scores_BHTS, mask_TS)
-        shares_BHTS = Softmax <axis: int = -1> (masked_BHTS)
+        scores_shape = Concat <axis: int = 0> (first, T, H, S)
+        scores_BTHS = Reshape (score_rows, scores_shape)
+        masked_BTHS = Add (scores_BTHS, mask_T1S)
+        shares_BTHS = Softmax <axis: int = -1> (masked_BTHS)
         shares_shape = Concat <axis: int = 0> (first, rest, S)
-        share_rows = Reshape (shares_BHTS, shares_shape)
+        share_rows = Reshape (shares_BTHS, shares_shape)
 
         mean_rows = MatMul (share_rows, cache_out)
-        mean_shape = Concat <axis: int = 0> (first, H, T, X)
-        mean_BHTX = Reshape (mean_rows, mean_shape)
+        mean_AMHX = Reshape (mean_rows, AMH)
         from_0 = Constant <value_ints: ints = [0]> ()
         last_axis = Constant <value_ints: ints = [3]> ()
-        mean_BHTC = Slice (mean_BHTX, from_0, C, last_axis)
+        mean_AMHC = Slice (mean_AMHX, from_0, C, last_axis)
+        mean_AHMC = Transpose <perm: ints = [0, 2, 1, 3]> (mean_AMHC)
         w_uv_HCV = Transpose <perm: ints = [0, 2, 1]> (w_uv)
-        y_BHTV = MatMul (mean_BHTC, w_uv_HCV)
-        y = Transpose <perm: ints = [0, 2, 1, 3]> (y_BHTV)
-    """),
+        y_AHMV = MatMul (mean_AHMC, w_uv_HCV)
+        y_AMHV = Transpose <perm: ints = [0, 2, 1, 3]> (y_AHMV)
+        y = Reshape (y_AMHV, BTH)
+    """.replace("LONGEST_SHORT_STEP", str(LONGEST_SHORT_STEP))
+    ),
 )
 
 LATENT_ATTENTION = OpSpec(

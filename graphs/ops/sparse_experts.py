@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.graphs.ops.linear import float_linear, linear
-from shoal.graphs.ops.spec import OpSpec, fixed_body
+from shoal.graphs.ops.spec import LONGEST_SHORT_STEP, OpSpec, fixed_body
 from shoal.graphs.quantize import Codes, Floats
 
 _ATTRIBUTES = """k: int = @num_experts_per_tok, activation_type: string = "swiglu",
@@ -84,12 +84,41 @@ SPARSE_EXPERTS = OpSpec(
     },
     outputs={"y": "f[..,D]"},
     attributes={"num_experts_per_tok": "int", "block_size": "int"},
+    # In what order QMoE adds the experts of a row depends on the rows beside it, but a token of a
+    # short step must get the same bits as alone. So each of its K experts gets a row of its own (P
+    # rows for a token) and the rows are added outside; no expert is read more often for it. Long
+    # prompts keep one row for a token (P is 1), because QMoE's scratch memory grows with the rows.
     # Input 14 gives the weights; the second input only chooses, so the same rows serve for both.
     body=fixed_body(f"""
-        {_DENSE_WEIGHTS}
-        y_TD = com.microsoft.QMoE <{_ATTRIBUTES}, expert_weight_bits: int = 8,
+        last = Constant <value_ints: ints = [-1]> ()
+        one = Constant <value_ints: ints = [1]> ()
+        x_shape = Shape (x)
+        D = Shape <start: int = -1> (x)
+        K = Shape <start: int = -1> (expert_ids)
+        E = Shape <end: int = 1> (gate_up)
+        T1D = Concat <axis: int = 0> (last, one, D)
+        x_T1D = Reshape (x, T1D)
+        T = Shape <end: int = 1> (x_T1D)
+        longest = Constant <value_ints: ints = [{LONGEST_SHORT_STEP}]> ()
+        is_short = LessOrEqual (T, longest)
+        P = Where (is_short, K, one)
+        TPD = Concat <axis: int = 0> (T, P, D)
+        x_TPD = Expand (x_T1D, TPD)
+        rD = Concat <axis: int = 0> (last, D)
+        x_rD = Reshape (x_TPD, rD)
+        experts_per_row = Div (K, P)
+        rK = Concat <axis: int = 0> (last, experts_per_row)
+        ids_rK = Reshape (expert_ids, rK)
+        weights_rK = Reshape (expert_weights, rK)
+        num_rows = Mul (T, P)
+        rE = Concat <axis: int = 0> (num_rows, E)
+        zeros_rE = ConstantOfShape (rE)
+        dense_rE = ScatterElements <axis: int = 1> (zeros_rE, ids_rK, weights_rK)
+        y_rD = com.microsoft.QMoE <{_ATTRIBUTES}, expert_weight_bits: int = 8,
             block_size: int = @block_size, normalize_routing_weights: int = 0>
-            (x_TD, dense_TE, gate_up, gate_up_scales, , down, down_scales, , , , , , , , dense_TE)
+            (x_rD, dense_rE, gate_up, gate_up_scales, , down, down_scales, , , , , , , , dense_rE)
+        y_TPD = Reshape (y_rD, TPD)
+        y_TD = ReduceSum <keepdims: int = 0> (y_TPD, one)
         y = Reshape (y_TD, x_shape)
     """),
 )

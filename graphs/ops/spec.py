@@ -9,6 +9,10 @@ Attribute = int | float | str
 Attributes = Mapping[str, Attribute]
 Body = Callable[[Attributes], str]
 
+LONGEST_SHORT_STEP = 8
+"""Tokens of the longest step whose rows must have the bits they would have one at a time: steps
+that check drafts have a few tokens, prompts have many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:

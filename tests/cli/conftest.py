@@ -71,6 +71,8 @@ class FakeContext:
 class FakeGeneration:
     """Streams the prompt backwards, one character a token."""
 
+    draft_stats = None
+
     def __init__(
         self, ids: list[int], context: FakeContext, limit: int, progress: Callable[[int, int], None]
     ) -> None:

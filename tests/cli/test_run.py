@@ -48,9 +48,10 @@ def test_prompt_streams_text_to_stdout_and_speed_to_stderr(
 def test_sampling_options_reach_the_model(base_model: Any) -> None:
     argv = ["run", "b", "--prompt", "abc", "--temperature", "0.5", "--top-k", "3", "--top-p"]
     argv += ["0.9", "--min-p", "0.1", "--seed", "7", "--stop", "x", "--stop", "y"]
+    argv += ["--draft", "auto"]
     assert main(argv) == 0
     expected = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7}
-    assert base_model.options == expected | {"stop": ("x", "y")}
+    assert base_model.options == expected | {"stop": ("x", "y"), "draft": "auto"}
 
 
 def test_decoding_is_greedy_by_default(base_model: Any) -> None:

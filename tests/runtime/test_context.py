@@ -7,9 +7,9 @@ import pytest
 from tests.tolerances import FLOAT32_LOGITS, INT8_CHUNKING_KL
 
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime import context as context_module
 from shoal.runtime import open_bundle
-from shoal.runtime.context import SCORE_BYTES, chunk_length
+from shoal.runtime import step as step_module
+from shoal.runtime.step import SCORE_BYTES, chunk_length
 
 IDS = list(range(40, 640, 11))
 ENGLISH = (
@@ -58,7 +58,7 @@ def log_probabilities(logits):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 16, 54])
 def test_chunks_equal_the_one_shot_forward(model, monkeypatch, chunk):
     expected = model.new_context().step(IDS, logits="all", hidden=True, routing=True)
-    monkeypatch.setattr(context_module, "_LARGEST_CHUNK", chunk)
+    monkeypatch.setattr(step_module, "_LARGEST_CHUNK", chunk)
     calls = []
     context = model.new_context()
     step = context.step(
@@ -201,7 +201,7 @@ def test_a_context_can_be_filled_to_the_last_token(model):
 
 @pytest.mark.parametrize("error", [RuntimeFailure("no"), KeyboardInterrupt()])
 def test_a_step_that_fails_half_way_leaves_the_context_as_it_was(model, monkeypatch, error):
-    monkeypatch.setattr(context_module, "_LARGEST_CHUNK", 16)
+    monkeypatch.setattr(step_module, "_LARGEST_CHUNK", 16)
     context = model.new_context()
     context.prefill(IDS[:5])
     hidden = context.last_hidden.copy()
@@ -249,3 +249,67 @@ def test_contexts_of_one_model_work_in_several_threads_at_once(model):
         thread.join()
     for one, other in zip(found, expected, strict=True):
         assert_logits_equal(one, other)
+
+
+def test_peeking_reads_nothing_until_tokens_are_adopted(model):
+    context = model.new_context()
+    context.prefill(IDS[:10])
+    logits = context.peek(IDS[10:14])
+    assert (context.tokens, context.peeked) == (tuple(IDS[:10]), tuple(IDS[10:14]))
+    context.adopt(1)
+    context.adopt(2)
+    assert (context.tokens, context.peeked) == (tuple(IDS[:13]), (IDS[13],))
+    assert_logits_equal(logits, model.logits(IDS[:14])[10:])
+    with pytest.raises(InputError, match="at most the 1 tokens it last peeked at, found 2"):
+        context.adopt(2)
+    assert_logits_equal(context.prefill(IDS[13:20]), model.logits(IDS[:20])[-1])
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda context: context.decode(3),
+        lambda context: context.rewind(4),
+        lambda context: context.reserve(300),
+        lambda context: context.switch_to([1, 2]),
+    ],
+)
+def test_what_was_peeked_at_is_gone_once_something_else_is_done(model, action):
+    context = model.new_context()
+    context.prefill(IDS[:10])
+    context.peek(IDS[10:14])
+    action(context)
+    assert context.peeked == ()
+    with pytest.raises(InputError, match="peek again"):
+        context.adopt(1)
+
+
+def test_a_fork_goes_its_own_way(model):
+    context = model.new_context()
+    context.prefill(IDS[:20])
+    fork = context.fork()
+    other = [7, 8, 9]
+    fork.rewind(15)
+    found = [fork.prefill(other), context.prefill(IDS[20:25])]
+    expected = [model.logits([*IDS[:15], *other])[-1], model.logits(IDS[:25])[-1]]
+    assert_logits_equal(np.stack(found), np.stack(expected))
+    assert fork.tokens == (*IDS[:15], *other)
+
+
+def test_a_second_thread_in_one_context_is_refused(model):
+    context = model.new_context()
+    errors = []
+
+    def intrude(done, total):
+        def decode():
+            with pytest.raises(InputError, match="another thread is using it"):
+                context.decode(3)
+            errors.append("refused")
+
+        thread = threading.Thread(target=decode)
+        thread.start()
+        thread.join()
+
+    logits = context.prefill(IDS, progress=intrude)
+    assert errors == ["refused"]
+    assert_logits_equal(logits, model.logits(IDS)[-1])

@@ -91,3 +91,33 @@ def test_an_allocation_that_fails_half_way_leaves_the_rows(monkeypatch):
     fill(cache, 10, 500)
     for layer in range(3):
         np.testing.assert_array_equal(cache.rows(layer)[:, 0], 100 * layer + np.arange(500))
+
+
+def test_a_fork_costs_nothing_until_one_of_the_two_goes_on():
+    cache = new_cache()
+    fill(cache, 0, 80)
+    fork = cache.fork()
+    assert cache.is_shared
+    assert fork.is_shared
+    assert [fork.address(n) for n in range(3)] == [cache.address(n) for n in range(3)]
+    fork.rewind(5)
+    cache_address = cache.address(0)
+    fork.reserve(6)
+    assert not cache.is_shared
+    assert fork.capacity < cache.capacity, "a fork takes room for its own rows only"
+    fork._buffers[1][0, 5] = -1
+    fork.advance(1)
+    cache.reserve(80)
+    assert cache.address(0) == cache_address, "nothing is copied for the last one"
+    np.testing.assert_array_equal(cache.rows(1)[:, 0], 100 + np.arange(80))
+    np.testing.assert_array_equal(fork.rows(1)[:, 0], [100, 101, 102, 103, 104, -1])
+
+
+def test_a_fork_that_is_gone_costs_nothing():
+    cache = new_cache()
+    fill(cache, 0, 10)
+    address = cache.address(0)
+    fork = cache.fork()
+    del fork
+    cache.reserve(11)
+    assert cache.address(0) == address

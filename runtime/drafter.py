@@ -1,0 +1,199 @@
+"""Drafting: the multi-token-prediction module guesses the tokens after the next one.
+
+T rows   D hidden_size   W vocab_size
+
+A row of the module's cache stands for a token that was read and the hidden state of the token
+before it. What the module says only ever proposes tokens, so a missing row (the hidden state was
+not kept when a context was rewound) costs accepted drafts, never a right answer.
+
+Source: DeepSeek-V3 (arXiv 2412.19437), section 2.2: at position i the module takes hidden state
+i-1 and token i and predicts token i+1; chained, its own hidden state takes the place of the
+decoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.graphs.contract import cache_input, cache_output
+from shoal.graphs.manifest import ModelInfo
+from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.session import GraphSession
+from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, chunk_length
+
+_MOST_WAITING = 512  # rows that wait while nobody asks for drafts
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What goes into the module for one token."""
+
+    position: int
+    token: int
+    hidden: FloatArray  # [D] of the token before it
+
+
+class Drafter:
+    """The module and its cache, kept in step with one context.
+
+    Args:
+        info: the model.
+        mtp: the module's graph.
+        head: the graph that turns hidden states into logits.
+    """
+
+    def __init__(self, info: ModelInfo, mtp: GraphSession, head: GraphSession) -> None:
+        self._info = info
+        self._graphs = mtp, head
+        self._mtp = mtp.new_binding()
+        self._head = head.new_binding()
+        self.cache = LatentCache(
+            1,
+            width=info.kv_lora_rank + info.qk_rope_head_dim,
+            max_length=info.max_position_embeddings,
+        )
+        self.keeps_all = True
+        """Whether rows are computed however many wait; else the oldest are left out."""
+        self._rows: list[tuple[int, int]] = []  # position and token of each row of the cache
+        self._waiting: list[_Row] = []  # rows to compute before the next draft
+        self._recent_first = 0  # position of the first of the hidden states kept
+        self._recent_TD = np.empty((0, info.hidden_size), np.float32)
+
+    def observe(self, first: int, tokens: Sequence[int], hidden_TD: FloatArray) -> None:
+        """Take note of tokens the context has read.
+
+        Args:
+            first: position of the first one.
+            tokens: the tokens.
+            hidden_TD: their hidden states; copied.
+        """
+        hidden_TD = hidden_TD.copy()
+        for index, token in enumerate(tokens):
+            before_D = hidden_TD[index - 1] if index else self._hidden_before(first)
+            if before_D is not None and (first + index, token) not in self._rows[-1:]:
+                self._forget_from(first + index)
+                self._waiting.append(_Row(first + index, token, before_D))
+        self._recent_first, self._recent_TD = first, hidden_TD
+        if len(self._waiting) >= _MOST_WAITING:
+            if self.keeps_all:
+                self._compute_waiting()
+            else:
+                del self._waiting[:-_MOST_WAITING]
+
+    def propose(self, position: int, token: int, count: int) -> list[int]:
+        """Guess what follows.
+
+        Args:
+            position: number of tokens the context has read.
+            token: the one it will read next.
+            count: tokens to guess.
+
+        Returns:
+            ``count`` tokens, or none where the hidden state of the last token is not known.
+        """
+        before_D = self._hidden_before(position)
+        if before_D is None or count == 0:
+            return []
+        self._forget_from(position)
+        self._waiting.append(_Row(position, token, before_D))
+        hidden_D = self._compute_waiting()
+        drafts = [self._best(hidden_D)]
+        while len(drafts) < count:
+            # These rows hold guesses: the cache is rewound behind them.
+            at = position + len(drafts)
+            hidden_D = self._compute([_Row(at, drafts[-1], hidden_D)])
+            drafts.append(self._best(hidden_D))
+        self.cache.rewind(len(self._rows))
+        return drafts
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens but the first ``length``."""
+        self._forget_from(length)
+        self._recent_TD = self._recent_TD[: max(0, length - self._recent_first)]
+
+    def fork(self) -> Drafter:
+        """Another one in the same state."""
+        other = Drafter(self._info, *self._graphs)
+        other.keeps_all = self.keeps_all
+        other.cache = self.cache.fork()
+        other._rows = list(self._rows)
+        other._waiting = list(self._waiting)
+        other._recent_first, other._recent_TD = self._recent_first, self._recent_TD
+        return other
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything needed to go on in another process, as arrays by name."""
+        waiting = [(row.position, row.token) for row in self._waiting]
+        hidden = [row.hidden for row in self._waiting]
+        width = self._info.hidden_size
+        return {
+            "rows": np.array(self._rows, np.int64).reshape(-1, 2),
+            "cache": self.cache.rows(0),
+            "waiting": np.array(waiting, np.int64).reshape(-1, 2),
+            "waiting_hidden": np.array(hidden, np.float32).reshape(-1, width),
+            "recent": np.array([self._recent_first], np.int64),
+            "recent_hidden": self._recent_TD,
+        }
+
+    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what ``state`` returned; the arrays are used, not copied."""
+        self._rows = [(position, token) for position, token in state["rows"].tolist()]
+        self.cache.restore([state["cache"]])
+        pairs = zip(state["waiting"].tolist(), state["waiting_hidden"], strict=True)
+        self._waiting = [_Row(position, token, hidden) for (position, token), hidden in pairs]
+        self._recent_first = int(state["recent"][0])
+        self._recent_TD = state["recent_hidden"]
+
+    def _hidden_before(self, position: int) -> FloatArray | None:
+        index = position - 1 - self._recent_first
+        return self._recent_TD[index] if 0 <= index < len(self._recent_TD) else None
+
+    def _forget_from(self, position: int) -> None:
+        while self._waiting and self._waiting[-1].position >= position:
+            self._waiting.pop()
+        while self._rows and self._rows[-1][0] >= position:
+            self._rows.pop()
+        self.cache.rewind(len(self._rows))
+
+    def _compute_waiting(self) -> FloatArray:
+        """Run the module on the rows that wait. Returns the hidden state [D] of the last one."""
+        while self._waiting:
+            count = chunk_length(
+                self.cache.length, len(self._waiting), self._info.num_attention_heads
+            )
+            rows = self._waiting[:count]
+            hidden_D = self._compute(rows)
+            self._rows += [(row.position, row.token) for row in rows]
+            del self._waiting[:count]
+        return hidden_D
+
+    def _compute(self, rows: Sequence[_Row]) -> FloatArray:
+        """Add rows to the cache. Returns the hidden state [D] of the last one."""
+        count, cache = len(rows), self.cache
+        cache.reserve(cache.length + count)
+        out_TD = np.empty((count, self._info.hidden_size), np.float32)
+        binding = self._mtp
+        binding.clear()
+        binding.bind_input("input_ids", np.array([[row.token for row in rows]], np.int64))
+        binding.bind_input("position_ids", np.array([[row.position for row in rows]], np.int64))
+        binding.bind_input("hidden", np.stack([row.hidden for row in rows])[None])
+        binding.bind_output("hidden_out", out_TD[None])
+        shape_BSC = (1, cache.length + count, cache.width)
+        binding.bind_input_at(cache_input(0), np.float32, shape_BSC, cache.address(0))
+        binding.bind_output_at(cache_output(0), np.float32, shape_BSC, cache.address(0))
+        binding.run(release_memory=count > SMALLEST_CHUNK)
+        cache.advance(count)
+        last_D: FloatArray = out_TD[-1]
+        return last_D
+
+    def _best(self, hidden_D: FloatArray) -> int:
+        logits_W = np.empty(self._info.vocab_size, np.float32)
+        self._head.bind_input("hidden", hidden_D[None, None])
+        self._head.bind_output("logits", logits_W[None, None])
+        self._head.run()
+        return int(np.argmax(logits_W))

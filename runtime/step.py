@@ -1,0 +1,76 @@
+"""What one step of a context returns, and the arrays it is written to.
+
+T new tokens   D hidden_size   K num_experts_per_tok   W vocab_size   M MoE layers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.graphs.errors import RuntimeFailure
+from shoal.graphs.manifest import ModelInfo
+
+FloatArray = npt.NDArray[np.float32]
+
+SCORE_BYTES = 64 << 20
+"""Attention scores of one chunk, H*T*S float32 values, stay below this where they can."""
+
+SMALLEST_CHUNK = 16
+_LARGEST_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """The experts each MoE layer sent each token to."""
+
+    layers: tuple[int, ...]  # M indices of decoder layers
+    expert_ids: npt.NDArray[np.int64]  # [M,T,K], by falling selection score
+    expert_weights: FloatArray  # [M,T,K], what each expert's output was multiplied by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What was asked for of one step."""
+
+    logits: FloatArray  # [n,W] with n = T, 1 or 0
+    hidden: FloatArray | None  # [T,D], after the final norm
+    routing: Routing | None
+
+
+def chunk_length(position: int, remaining: int, num_heads: int) -> int:
+    """Tokens to run at once from ``position``, so that attention scores stay small."""
+    longest = min(remaining, _LARGEST_CHUNK)
+    fitting = SCORE_BYTES // (4 * num_heads * (position + longest))
+    return min(longest, max(SMALLEST_CHUNK, fitting))
+
+
+class StepOutputs:
+    """Arrays for everything that one step returns, filled chunk by chunk."""
+
+    def __init__(
+        self, info: ModelInfo, count: int, num_logits: int, *, hidden: bool, routing: bool
+    ) -> None:
+        try:
+            self.logits = np.empty((num_logits, info.vocab_size), np.float32)
+            self.hidden = np.empty((count, info.hidden_size), np.float32) if hidden else None
+            self.routing = _empty_routing(info, count) if routing else None
+        except MemoryError as error:
+            megabytes = num_logits * info.vocab_size * 4 / 1e6
+            raise RuntimeFailure(
+                f"context: no memory for the results of {count} tokens (logits take "
+                f"{megabytes:.0f} MB); ask for fewer tokens at a time"
+            ) from error
+        self.count = count
+        self.last_hidden = np.empty(info.hidden_size, np.float32)
+
+
+def _empty_routing(info: ModelInfo, count: int) -> Routing:
+    shape_MTK = (len(info.moe_layers), count, info.num_experts_per_tok)
+    return Routing(
+        layers=info.moe_layers,
+        expert_ids=np.empty(shape_MTK, np.int64),
+        expert_weights=np.empty(shape_MTK, np.float32),
+    )
