@@ -9,7 +9,8 @@ import pytest
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
-from shoal.runtime import open_bundle
+from shoal.runtime import open_bundle, session
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.session import default_threads
 
 TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
@@ -54,14 +55,17 @@ def refusal(error, folder):
 
 def test_options_are_reported_and_defaults_chosen(fp32_bundle):
     model = open_bundle(str(fp32_bundle), kernels="auto")
-    assert (model.threads, model.kernels) == (default_threads(), "portable")
+    best = "native" if isinstance(find_library(), KernelLibrary) else "portable"
+    assert (model.threads, model.kernels) == (default_threads(), best)
     assert model.config["model_type"] == "deepseek_v3"
     assert open_bundle(fp32_bundle, threads=3, kernels="portable").threads == 3
 
 
-def test_native_kernels_that_are_not_there_are_not_replaced_silently(fp32_bundle):
-    with pytest.raises(RuntimeFailure, match="no native kernels; use kernels auto or portable"):
+def test_native_kernels_that_are_not_there_are_not_replaced_silently(fp32_bundle, monkeypatch):
+    monkeypatch.setattr(session, "find_library", lambda: "no native kernels installed; build them")
+    with pytest.raises(RuntimeFailure, match="no native kernels installed; build them; or use"):
         open_bundle(fp32_bundle, kernels="native")
+    assert open_bundle(fp32_bundle, kernels="auto").kernels == "portable"
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": True}, {"kernels": "fast"}])
