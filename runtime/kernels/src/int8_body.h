@@ -46,8 +46,11 @@ void quantize(const float* x, int64_t rows, int64_t k, int64_t block, int64_t to
   }
 }
 
-// Four weight rows (some repeated at the end of the weight) by Tokens activation rows.
-template <int Tokens, int Step>
+inline void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Four weight rows (some repeated at the end of the weight) by Tokens activation rows. Fetch: also
+// ask for the next four.
+template <int Tokens, int Step, bool Fetch>
 void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid,
                   const Int8Rows& x, int64_t token, float* y, int64_t y_stride) {
   const int64_t blocks = weight.k / weight.block;
@@ -69,7 +72,19 @@ void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid
       const int32_t offset = Vec::kTakesOffsets ? x.offsets[at] : 0;
       sums[t] = Vec::add_block(sums[t], dots[t], offset, x.scales[at], w_scales);
     }
-    for (auto& each : w) each += weight.block;
+    for (auto& each : w) {
+      if constexpr (Fetch) {
+        // Processors stop fetching ahead at the end of a 4 KiB page, which mapped files have; so
+        // ask for the next four rows (harmless past the end of the weight).
+        for (int64_t i = 0; i < weight.block; i += 64) fetch(each + 4 * weight.k + i);
+      }
+      each += weight.block;
+    }
+    if constexpr (Fetch) {
+      if (b % 16 == 0) {
+        for (const float* each : s) fetch(each + 4 * blocks + b);
+      }
+    }
   }
   for (int t = 0; t < Tokens; ++t) Vec::store4(y + (token + t) * y_stride, sums[t], valid);
 }
@@ -84,10 +99,17 @@ void product_by_rows(const Int8Weight& weight, int64_t first, int64_t count, con
     int64_t rows[4];
     for (int r = 0; r < 4; ++r) rows[r] = first + n + (r < valid ? r : valid - 1);
     int64_t t = 0;
-    for (; t + Vec::kTokens <= tokens; t += Vec::kTokens) {
-      product_tile<Vec::kTokens, Step>(weight, rows, valid, x, t, y + n, y_stride);
+    if (tokens >= Vec::kTokens) {
+      product_tile<Vec::kTokens, Step, true>(weight, rows, valid, x, 0, y + n, y_stride);
+      t = Vec::kTokens;
+    } else {
+      product_tile<1, Step, true>(weight, rows, valid, x, 0, y + n, y_stride);
+      t = 1;
     }
-    for (; t < tokens; ++t) product_tile<1, Step>(weight, rows, valid, x, t, y + n, y_stride);
+    for (; t + Vec::kTokens <= tokens; t += Vec::kTokens) {
+      product_tile<Vec::kTokens, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
+    }
+    for (; t < tokens; ++t) product_tile<1, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
   }
 }
 

@@ -13,6 +13,7 @@
 #include <initializer_list>
 
 #include "isa.h"
+#include "scratch.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
@@ -25,6 +26,7 @@
 
 #include "float_body.h"
 #include "int8_body.h"
+#include "tiles_avx512.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -34,7 +36,7 @@
 
 namespace shoal {
 
-const Isa kAvx512VnniIsa = {"avx512vnni",   quantize,          product_dots, swiglu, dequantize,
+const Isa kAvx512VnniIsa = {"avx512vnni",   quantize,          product_tiles, swiglu, dequantize,
                       dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal

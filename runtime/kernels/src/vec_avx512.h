@@ -90,7 +90,12 @@ struct Vec {
         }
       }
       for (int t = 0; t < Tokens; ++t) {
-        dots[t] = sums_of_four(fold(sums[t][0]), fold(sums[t][1]), fold(sums[t][2]), fold(sums[t][3]));
+        const __m512i* of = sums[t];
+        const __m512i ab = pair_sums(of[0], of[1]), cd = pair_sums(of[2], of[3]);
+        // Each quarter of `all` holds partial sums of the four rows.
+        const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+        dots[t] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
       }
     } else {
       const __m256i zero = _mm256_setzero_si256();
@@ -102,8 +107,8 @@ struct Vec {
       }
     }
   }
-  static __m256i fold(__m512i a) {
-    return _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+  static __m512i pair_sums(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
   }
   static __m128i sums_of_four(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i abcd = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
