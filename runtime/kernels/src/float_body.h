@@ -78,24 +78,35 @@ void dot_tile(const float* const a[Rows], const float* const b[Columns], int64_t
     step([&](const float* p) { return Vec::load(p + i); });
   }
   if (i < k) step([&](const float* p) { return Vec::load_part(p + i, k - i); });
+  static_assert(Columns == 4, "sums of four vectors are taken together");
   for (int r = 0; r < valid_rows; ++r) {
-    for (int c = 0; c < valid_columns; ++c) out[r * out_stride + c] = Vec::sum(sums[r][c]);
+    Vec::store4(out + r * out_stride, Vec::sum4(sums[r]), valid_columns);
   }
 }
+
+constexpr int64_t kDotBlockFloats = 5120;
 
 void dot_rows(const float* a, int64_t a_stride, int64_t m, const float* b, int64_t b_stride,
               int64_t n, int64_t k, float* out, int64_t out_stride) {
   constexpr int kRows = Vec::kDotRows, kColumns = Vec::kDotColumns;
-  for (int64_t c = 0; c < n; c += kColumns) {
-    const int64_t columns = n - c < kColumns ? n - c : kColumns;
-    const float* b_rows[kColumns];
-    for (int i = 0; i < kColumns; ++i) b_rows[i] = b + (c + (i < columns ? i : columns - 1)) * b_stride;
-    for (int64_t r = 0; r < m; r += kRows) {
-      const int64_t rows = m - r < kRows ? m - r : kRows;
-      const float* a_rows[kRows];
-      for (int i = 0; i < kRows; ++i) a_rows[i] = a + (r + (i < rows ? i : rows - 1)) * a_stride;
-      dot_tile<kRows, kColumns>(a_rows, b_rows, k, out + r * out_stride + c, out_stride, rows,
-                                columns);
+  // Rows of a that stay in the first-level cache while all of b passes by.
+  const int64_t fitting = kDotBlockFloats / (k + 1) / kRows * kRows;
+  const int64_t block = fitting < kRows ? kRows : fitting;
+  for (int64_t first = 0; first < m; first += block) {
+    const int64_t end = first + block < m ? first + block : m;
+    for (int64_t c = 0; c < n; c += kColumns) {
+      const int64_t columns = n - c < kColumns ? n - c : kColumns;
+      const float* b_rows[kColumns];
+      for (int i = 0; i < kColumns; ++i) {
+        b_rows[i] = b + (c + (i < columns ? i : columns - 1)) * b_stride;
+      }
+      for (int64_t r = first; r < end; r += kRows) {
+        const int64_t rows = end - r < kRows ? end - r : kRows;
+        const float* a_rows[kRows];
+        for (int i = 0; i < kRows; ++i) a_rows[i] = a + (r + (i < rows ? i : rows - 1)) * a_stride;
+        dot_tile<kRows, kColumns>(a_rows, b_rows, k, out + r * out_stride + c, out_stride, rows,
+                                  columns);
+      }
     }
   }
 }

@@ -11,7 +11,7 @@ namespace {
 
 struct Vec {
   static constexpr int kWidth = 8;
-  static constexpr int kDotRows = 3, kDotColumns = 3;
+  static constexpr int kDotRows = 2, kDotColumns = 4;
   static constexpr int kSumRows = 3, kSumVectors = 4;
   static constexpr int kTokens = 2;
   static constexpr bool kTakesOffsets = false;  // block_dots subtracts the zero point itself
@@ -72,6 +72,10 @@ struct Vec {
 
   using F4 = __m128;
   using I4 = __m128i;
+  static F4 sum4(const F a[4]) {
+    const F all = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  }
   static F4 zero4() { return _mm_setzero_ps(); }
   static F4 gather4(const float* a, const float* b, const float* c, const float* d) {
     return _mm_setr_ps(*a, *b, *c, *d);

@@ -62,6 +62,17 @@ struct Vec {
 
   using F4 = __m128;
   using I4 = __m128i;
+  static F4 sum4(const F a[4]) {
+    const __m512d ab = _mm512_castps_pd(pair_sums(a[0], a[1]));
+    const __m512d cd = _mm512_castps_pd(pair_sums(a[2], a[3]));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                     _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
+  static F pair_sums(F a, F b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
   static F4 zero4() { return _mm_setzero_ps(); }
   static F4 gather4(const float* a, const float* b, const float* c, const float* d) {
     return _mm_setr_ps(*a, *b, *c, *d);

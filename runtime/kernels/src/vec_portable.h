@@ -11,7 +11,7 @@ namespace {
 
 struct Vec {
   static constexpr int kWidth = 8;
-  static constexpr int kDotRows = 2, kDotColumns = 2;   // register tile of dot_rows
+  static constexpr int kDotRows = 2, kDotColumns = 4;   // register tile of dot_rows
   static constexpr int kSumRows = 2, kSumVectors = 2;   // register tile of add_weighted_rows
   static constexpr int kTokens = 2;                     // register tile of product
   static constexpr bool kTakesOffsets = true;  // block_dots leaves the zero point to the offset
@@ -113,6 +113,8 @@ struct Vec {
   struct I4 {
     int32_t v[4];
   };
+  // The sums of four vectors.
+  static F4 sum4(const F a[4]) { return {{sum(a[0]), sum(a[1]), sum(a[2]), sum(a[3])}}; }
   static F4 zero4() { return {{0, 0, 0, 0}}; }
   static F4 gather4(const float* a, const float* b, const float* c, const float* d) {
     return {{*a, *b, *c, *d}};
