@@ -60,6 +60,6 @@ def portable_models(tmp_path_factory: pytest.TempPathFactory) -> OneOpModels:
     return OneOpModels(tmp_path_factory.mktemp("bodies"))
 
 
-@pytest.fixture
-def library_path(library: KernelLibrary) -> Path:
-    return library.path
+@pytest.fixture(scope="session")
+def library_isas(library: KernelLibrary) -> tuple[str, ...]:
+    return library.isas

@@ -1,4 +1,5 @@
 // What the shared library exports.
+#include <mutex>
 #include <string>
 
 #include "isa.h"
@@ -43,6 +44,8 @@ Status* add_ops(const Api* api, SessionOptions* options) {
 
 // Called by onnxruntime when the library is registered with a session's options.
 SHOAL_EXPORT Status* SHOAL_ORT_CALL RegisterCustomOps(SessionOptions* options, const ApiBase* base) {
+  static std::mutex mutex;  // sessions may be made in several threads
+  const std::lock_guard<std::mutex> lock(mutex);
   const Api* api = base->get_api(shoal::ort::kApiVersion);
   if (api == nullptr) return nullptr;  // older than any supported onnxruntime; nothing can be said
   shoal::g_api = api;
