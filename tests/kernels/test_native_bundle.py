@@ -12,7 +12,7 @@ from tests.graphs.one_op import Array
 from tests.tolerances import INT8_CHUNKING_KL, INT8_MEAN_KL
 
 from shoal.runtime import open_bundle, session
-from shoal.runtime.kernels.library import KernelLibrary
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.model import Model
 
 TEXT = Path(__file__).parents[2] / "export" / "data" / "fidelity.txt"
@@ -74,7 +74,7 @@ def test_the_number_of_threads_changes_no_bit(native: Model, int8_bundle: Path) 
 
 
 def test_opening_and_running_copies_no_weights(int8_bundle: Path, library: KernelLibrary) -> None:
-    if session.find_library() != library:
+    if find_library() != library:
         pytest.skip("the library was built for the tests only; a subprocess would not find it")
     weight_bytes = (int8_bundle / "weights.bin").stat().st_size
     # The first opening pays for the libraries, so that the second shows the bundle alone.

@@ -75,10 +75,10 @@ void attend_rows(const Sizes& sizes, const Tensors& tensors, const float* querie
   const int64_t start = chunk * kChunkRows;
   const int64_t count = std::min(kChunkRows, sizes.cached - start);
   const float* keys = tensors.cache + start * sizes.row();
-  attend_chunk({queries, sizes.row(), rows}, {keys, sizes.row(), count}, sizes.row(), keys,
-               sizes.row(), sizes.latent,
-               [&](int64_t r) { return position + r / sizes.heads + 1 - start; },
-               layout.at<float>(scores), parts);
+  attend_chunk(
+      {queries, sizes.row(), rows}, {keys, sizes.row(), count}, sizes.row(), keys, sizes.row(),
+      sizes.latent, [&](int64_t r) { return position + r / sizes.heads + 1 - start; },
+      layout.at<float>(scores), parts);
 }
 
 }  // namespace
@@ -100,9 +100,8 @@ void attend_absorbed(const Call& call, const Sizes& sizes, const Tensors& tensor
     const int64_t tokens = std::min(group, sizes.tokens - first), rows = tokens * sizes.heads;
     const int64_t position = sizes.past() + first;
     const int64_t seen = (position + tokens + kChunkRows - 1) / kChunkRows;  // chunks
-    call.parallel(sizes.heads, [&](int64_t head) {
-      absorb_head(sizes, tensors, first, tokens, head, queries);
-    });
+    call.parallel(sizes.heads,
+                  [&](int64_t head) { absorb_head(sizes, tensors, first, tokens, head, queries); });
     clear(all, rows, latent);
     for (int64_t w = 0; w < seen; w += wave) {
       const int64_t count = std::min(wave, seen - w);
@@ -116,13 +115,13 @@ void attend_absorbed(const Call& call, const Sizes& sizes, const Tensors& tensor
       });
       call.parallel(sizes.heads, [&](int64_t head) {
         for (int64_t i = 0; i < count; ++i) {
-          for (int64_t r = head; r < rows; r += sizes.heads) join(all, r, parts, i * rows + r, latent);
+          for (int64_t r = head; r < rows; r += sizes.heads)
+            join(all, r, parts, i * rows + r, latent);
         }
       });
     }
-    call.parallel(sizes.heads, [&](int64_t head) {
-      project_head(sizes, tensors, first, tokens, head, all);
-    });
+    call.parallel(sizes.heads,
+                  [&](int64_t head) { project_head(sizes, tensors, first, tokens, head, all); });
   }
 }
 

@@ -12,10 +12,10 @@ constexpr int64_t kTileTokens = 32;  // query rows that attend to a chunk at a t
 // Memory of one head's task.
 struct Workspace {
   float *w_uk, *w_uv;  // the head's weights as floats: [nope, latent], [value, latent]
-  float *keys;         // [kChunkRows, nope + rope]
-  float *values;       // [kChunkRows, value]
-  float *queries;      // [tokens, nope + rope], scaled
-  float *scores;       // [kTileTokens, kChunkRows]
+  float* keys;         // [kChunkRows, nope + rope]
+  float* values;       // [kChunkRows, value]
+  float* queries;      // [tokens, nope + rope], scaled
+  float* scores;       // [kTileTokens, kChunkRows]
   Parts all, tile;     // of [tokens] and [kTileTokens] rows, `value` wide
 
   explicit Workspace(const Sizes& sizes) {
@@ -61,7 +61,8 @@ void expand(const Sizes& sizes, const float* cache, int64_t count, const Workspa
   g_isa->dot_rows(cache, sizes.row(), count, work.w_uv, sizes.latent, sizes.value, sizes.latent,
                   work.values, sizes.value);
   for (int64_t r = 0; r < count; ++r) {
-    std::copy_n(cache + r * sizes.row() + sizes.latent, sizes.rope, work.keys + r * key + sizes.nope);
+    std::copy_n(cache + r * sizes.row() + sizes.latent, sizes.rope,
+                work.keys + r * key + sizes.nope);
   }
 }
 
@@ -80,9 +81,10 @@ void attend_head(const Sizes& sizes, const Tensors& tensors, int64_t head) {
     for (; t < sizes.tokens; t += kTileTokens) {
       const int64_t rows = std::min(kTileTokens, sizes.tokens - t);
       const int64_t seen = std::min(count, sizes.past() + t + rows - start);
-      attend_chunk({work.queries + t * key, key, rows}, {work.keys, key, seen}, key, work.values,
-                   value, value, [&](int64_t r) { return sizes.past() + t + r + 1 - start; },
-                   work.scores, work.tile);
+      attend_chunk(
+          {work.queries + t * key, key, rows}, {work.keys, key, seen}, key, work.values, value,
+          value, [&](int64_t r) { return sizes.past() + t + r + 1 - start; }, work.scores,
+          work.tile);
       for (int64_t r = 0; r < rows; ++r) join(work.all, t + r, work.tile, r, value);
     }
   }

@@ -73,8 +73,8 @@ template <class Visible>
 void attend_chunk(const Rows& queries, const Rows& keys, int64_t k, const float* values,
                   int64_t value_stride, int64_t width, const Visible& visible, float* scores,
                   const Parts& parts) {
-  g_isa->dot_rows(queries.data, queries.stride, queries.count, keys.data, keys.stride, keys.count, k,
-                  scores, kChunkRows);
+  g_isa->dot_rows(queries.data, queries.stride, queries.count, keys.data, keys.stride, keys.count,
+                  k, scores, kChunkRows);
   for (int64_t r = 0; r < queries.count; ++r) {
     float* row = scores + r * kChunkRows;
     const int64_t count = std::clamp<int64_t>(visible(r), 0, keys.count);
@@ -89,7 +89,8 @@ void attend_chunk(const Rows& queries, const Rows& keys, int64_t k, const float*
 }
 
 // Joins what the next chunk gives one query row to what the chunks before gave.
-inline void join(const Parts& all, int64_t row, const Parts& next, int64_t next_row, int64_t width) {
+inline void join(const Parts& all, int64_t row, const Parts& next, int64_t next_row,
+                 int64_t width) {
   if (next.totals[next_row] == 0) return;
   const float max = std::max(all.maxima[row], next.maxima[next_row]);
   const float keep = std::exp(all.maxima[row] - max), take = std::exp(next.maxima[next_row] - max);

@@ -164,8 +164,7 @@ void sum_columns(const float* p, int64_t p_stride, int64_t m, const float* v, in
 }
 
 void add_weighted_rows(const float* p, int64_t p_stride, int64_t m, const float* v,
-                       int64_t v_stride, int64_t k, int64_t width, float* out,
-                       int64_t out_stride) {
+                       int64_t v_stride, int64_t k, int64_t width, float* out, int64_t out_stride) {
   constexpr int64_t kWide = Vec::kSumVectors * Vec::kWidth;
   int64_t c = 0;
   for (; c + kWide <= width; c += kWide) {
@@ -183,7 +182,8 @@ void softmax_part(float* scores, int64_t count, float* max, float* sum) {
   float largest = scores[0];
   if (whole > 0) {
     Vec::F most = Vec::load(scores);
-    for (int64_t i = Vec::kWidth; i < whole; i += Vec::kWidth) most = Vec::max(most, Vec::load(scores + i));
+    for (int64_t i = Vec::kWidth; i < whole; i += Vec::kWidth)
+      most = Vec::max(most, Vec::load(scores + i));
     largest = Vec::largest(most);
   }
   for (int64_t i = whole; i < count; ++i) largest = scores[i] > largest ? scores[i] : largest;

@@ -51,8 +51,8 @@ inline void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 // Four weight rows (some repeated at the end of the weight) by Tokens activation rows. Fetch: also
 // ask for the next four.
 template <int Tokens, int Step, bool Fetch>
-void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid,
-                  const Int8Rows& x, int64_t token, float* y, int64_t y_stride) {
+void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid, const Int8Rows& x,
+                  int64_t token, float* y, int64_t y_stride) {
   const int64_t blocks = weight.k / weight.block;
   const uint8_t* w[4];
   const float* s[4];
@@ -109,7 +109,8 @@ void product_by_rows(const Int8Weight& weight, int64_t first, int64_t count, con
     for (; t + Vec::kTokens <= tokens; t += Vec::kTokens) {
       product_tile<Vec::kTokens, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
     }
-    for (; t < tokens; ++t) product_tile<1, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
+    for (; t < tokens; ++t)
+      product_tile<1, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
   }
 }
 

@@ -1,5 +1,6 @@
-// The AVX-512 version, with VNNI dot products, of the inner loops. Everything that is compiled for AVX-512 has internal linkage:
-// an inline function shared with other files could be kept in that form and crash elsewhere.
+// The AVX-512 version, with VNNI dot products, of the inner loops. Everything that is compiled for
+// AVX-512 has internal linkage: an inline function shared with other files could be kept in that
+// form and crash elsewhere.
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes its own "undefined" vectors in immintrin.h for uninitialized variables.
@@ -16,7 +17,9 @@
 #include "scratch.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
@@ -36,8 +39,8 @@
 
 namespace shoal {
 
-const Isa kAvx512VnniIsa = {"avx512vnni",   quantize,          product_tiles, swiglu, dequantize,
-                      dot_rows, add_weighted_rows, softmax_part, blend};
+const Isa kAvx512VnniIsa = {"avx512vnni", quantize,          product_tiles, swiglu, dequantize,
+                            dot_rows,     add_weighted_rows, softmax_part,  blend};
 
 }  // namespace shoal
 #endif

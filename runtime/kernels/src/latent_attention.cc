@@ -1,4 +1,5 @@
-// shoal::LatentAttention: checks its inputs, updates the cache and chooses the form that computes less.
+// shoal::LatentAttention: checks its inputs, updates the cache and chooses the form that computes
+// less.
 
 #include <cstring>
 
@@ -23,7 +24,8 @@ bool is_expanding_cheaper(const Sizes& sizes) {
   const auto projection = static_cast<double>((sizes.nope + sizes.value) * sizes.latent);
   const auto tokens = static_cast<double>(sizes.tokens), cached = static_cast<double>(sizes.cached);
   const double pairs = tokens * (cached - tokens / 2);
-  const double absorbed = tokens * projection + pairs * static_cast<double>(2 * sizes.latent + sizes.rope);
+  const double absorbed =
+      tokens * projection + pairs * static_cast<double>(2 * sizes.latent + sizes.rope);
   const double expanded =
       cached * projection + pairs * static_cast<double>(sizes.nope + sizes.rope + sizes.value);
   return expanded < absorbed;
@@ -81,8 +83,8 @@ void LatentAttention::compute(const Call& call) const {
   call.expect_shape("w_uv", w_uv.shape, {sizes.heads, sizes.value, sizes.latent});
   call.expect_shape("w_uv_scales", w_uv_scales.shape, {sizes.heads, sizes.value, blocks});
   if (sizes.past() < 0) {
-    call.fail("cache: expected at least the " + std::to_string(sizes.tokens) +
-              " new rows, found " + std::to_string(sizes.cached));
+    call.fail("cache: expected at least the " + std::to_string(sizes.tokens) + " new rows, found " +
+              std::to_string(sizes.cached));
   }
 
   float* y = call.float_output(0, {1, sizes.tokens, sizes.heads, sizes.value});
@@ -90,10 +92,13 @@ void LatentAttention::compute(const Call& call) const {
   append(sizes, cache.data, latent.data, k_rope.data, cache_out);
   if (sizes.tokens == 0 || sizes.heads == 0) return;
 
-  const attention::Tensors tensors{q_nope.data, q_rope.data, cache_out,
+  const attention::Tensors tensors{q_nope.data,
+                                   q_rope.data,
+                                   cache_out,
                                    {w_uk.data, w_uk_scales.data, sizes.latent, block_},
                                    {w_uv.data, w_uv_scales.data, sizes.latent, block_},
-                                   y, scale_};
+                                   y,
+                                   scale_};
   if (is_expanding_cheaper(sizes)) {
     attention::attend_expanded(call, sizes, tensors);
   } else {

@@ -43,7 +43,8 @@ Status* add_ops(const Api* api, SessionOptions* options) {
 }  // namespace
 
 // Called by onnxruntime when the library is registered with a session's options.
-SHOAL_EXPORT Status* SHOAL_ORT_CALL RegisterCustomOps(SessionOptions* options, const ApiBase* base) {
+SHOAL_EXPORT Status* SHOAL_ORT_CALL RegisterCustomOps(SessionOptions* options,
+                                                      const ApiBase* base) {
   static std::mutex mutex;  // sessions may be made in several threads
   const std::lock_guard<std::mutex> lock(mutex);
   const Api* api = base->get_api(shoal::ort::kApiVersion);
@@ -64,7 +65,8 @@ SHOAL_EXPORT const char* shoal_op_names() {
     std::string text;
     size_t count = 0;
     const CustomOp* const* ops = all_ops(&count);
-    for (size_t i = 0; i < count; ++i) text += (i ? "," : "") + std::string(ops[i]->get_name(ops[i]));
+    for (size_t i = 0; i < count; ++i)
+      text += (i ? "," : "") + std::string(ops[i]->get_name(ops[i]));
     return text;
   }();
   return names.c_str();

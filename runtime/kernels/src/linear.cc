@@ -52,14 +52,15 @@ void Linear::compute(const Call& call) const {
   const size_t steps = layout.add<float>(tokens * blocks);
   const size_t offsets = layout.add<int32_t>(tokens * blocks);
   layout.allocate(Scratch::kCall);
-  const Int8Rows rows{layout.at<int8_t>(codes), layout.at<float>(steps), layout.at<int32_t>(offsets)};
+  const Int8Rows rows{layout.at<int8_t>(codes), layout.at<float>(steps),
+                      layout.at<int32_t>(offsets)};
 
   const int64_t strip = std::max<int64_t>(1, 32768 / k_);  // tokens quantized by one task
   call.parallel((tokens + strip - 1) / strip, [&](int64_t i) {
     const int64_t first = i * strip, count = std::min(strip, tokens - first);
-    g_isa->quantize(x.data + first * k_, count, k_, block_, blocks,
-                    {rows.codes + first * k_, rows.scales + first * blocks,
-                     rows.offsets + first * blocks});
+    g_isa->quantize(
+        x.data + first * k_, count, k_, block_, blocks,
+        {rows.codes + first * k_, rows.scales + first * blocks, rows.offsets + first * blocks});
   });
 
   const Int8Weight w{weight.data, scales.data, k_, block_};

@@ -42,9 +42,9 @@ class SparseExperts {
 class LatentAttention {
  public:
   static constexpr const char* kName = "LatentAttention";
-  static constexpr std::array<ort::ElementType, 9> kInputs{
-      ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat,
-      ort::kUint8, ort::kFloat, ort::kUint8, ort::kFloat};
+  static constexpr std::array<ort::ElementType, 9> kInputs{ort::kFloat, ort::kFloat, ort::kFloat,
+                                                           ort::kFloat, ort::kFloat, ort::kUint8,
+                                                           ort::kFloat, ort::kUint8, ort::kFloat};
   static constexpr std::array<ort::ElementType, 2> kOutputs{ort::kFloat, ort::kFloat};
   static constexpr size_t kRequiredInputs = 9;
   static constexpr std::array<InPlace, 1> kInPlace{{{4, 1}}};  // the cache

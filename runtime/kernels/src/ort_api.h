@@ -90,21 +90,26 @@ inline constexpr Entry<28, Status*(SHOAL_ORT_CALL*)(SessionOptions*, CustomOpDom
 inline constexpr Entry<51, Status*(SHOAL_ORT_CALL*)(const Value*, void**)> tensor_data;
 inline constexpr Entry<60, Status*(SHOAL_ORT_CALL*)(const TensorInfo*, int*)> element_type;
 inline constexpr Entry<61, Status*(SHOAL_ORT_CALL*)(const TensorInfo*, size_t*)> dimensions_count;
-inline constexpr Entry<62, Status*(SHOAL_ORT_CALL*)(const TensorInfo*, int64_t*, size_t)> dimensions;
+inline constexpr Entry<62, Status*(SHOAL_ORT_CALL*)(const TensorInfo*, int64_t*, size_t)>
+    dimensions;
 inline constexpr Entry<65, Status*(SHOAL_ORT_CALL*)(const Value*, TensorInfo**)> tensor_info;
-inline constexpr Entry<85, Status*(SHOAL_ORT_CALL*)(const KernelInfo*, const char*, float*)> float_attribute;
-inline constexpr Entry<86, Status*(SHOAL_ORT_CALL*)(const KernelInfo*, const char*, int64_t*)> int_attribute;
+inline constexpr Entry<85, Status*(SHOAL_ORT_CALL*)(const KernelInfo*, const char*, float*)>
+    float_attribute;
+inline constexpr Entry<86, Status*(SHOAL_ORT_CALL*)(const KernelInfo*, const char*, int64_t*)>
+    int_attribute;
 inline constexpr Entry<87, Status*(SHOAL_ORT_CALL*)(const KernelInfo*, const char*, char*, size_t*)>
     string_attribute;
 inline constexpr Entry<88, Status*(SHOAL_ORT_CALL*)(const KernelContext*, size_t*)> input_count;
-inline constexpr Entry<90, Status*(SHOAL_ORT_CALL*)(const KernelContext*, size_t, const Value**)> input;
-inline constexpr Entry<91, Status*(SHOAL_ORT_CALL*)(KernelContext*, size_t, const int64_t*, size_t, Value**)>
+inline constexpr Entry<90, Status*(SHOAL_ORT_CALL*)(const KernelContext*, size_t, const Value**)>
+    input;
+inline constexpr Entry<91, Status*(SHOAL_ORT_CALL*)(KernelContext*, size_t, const int64_t*, size_t,
+                                                    Value**)>
     output;
 inline constexpr Entry<93, void(SHOAL_ORT_CALL*)(Status*)> release_status;
 inline constexpr Entry<99, void(SHOAL_ORT_CALL*)(TensorInfo*)> release_tensor_info;
 inline constexpr Entry<101, void(SHOAL_ORT_CALL*)(CustomOpDomain*)> release_domain;
-inline constexpr Entry<274, Status*(SHOAL_ORT_CALL*)(const KernelContext*, void (*)(void*, size_t), size_t,
-                                              size_t, void*)>
+inline constexpr Entry<274, Status*(SHOAL_ORT_CALL*)(const KernelContext*, void (*)(void*, size_t),
+                                                     size_t, size_t, void*)>
     parallel_for;
 
 }  // namespace shoal::ort

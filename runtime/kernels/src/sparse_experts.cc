@@ -15,8 +15,8 @@ namespace shoal {
 
 namespace {
 
-constexpr int64_t kStripSlots = 128;   // slots computed at a time: bounds a task's scratch
-constexpr int64_t kTaskOutputs = 64;   // outputs of one task of the second product
+constexpr int64_t kStripSlots = 128;  // slots computed at a time: bounds a task's scratch
+constexpr int64_t kTaskOutputs = 64;  // outputs of one task of the second product
 
 struct Sizes {
   int64_t tokens, slots_per_token, slots, hidden, experts, width, block;

@@ -106,8 +106,10 @@ void panel_tile(const Int8Weight& weight, const Panel& panel, int64_t valid, con
     const __m512 s1 = _mm512_load_ps(panel.scales + b * kPanelRows + 16);
     for (int t = 0; t < Tokens; ++t) {
       const __m512 s = _mm512_set1_ps(x.scales[(token + t) * blocks + b]);
-      sums[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][0]), _mm512_mul_ps(s, s0), sums[t][0]);
-      sums[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][1]), _mm512_mul_ps(s, s1), sums[t][1]);
+      sums[t][0] =
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][0]), _mm512_mul_ps(s, s0), sums[t][0]);
+      sums[t][1] =
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][1]), _mm512_mul_ps(s, s1), sums[t][1]);
     }
   }
   const auto mask = static_cast<uint32_t>((uint64_t{1} << valid) - 1);

@@ -36,9 +36,7 @@ struct Vec {
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-  static F round(F a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F scale_by_power_of_two(F a, F n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
@@ -111,7 +109,8 @@ struct Vec {
       __m256i s[Tokens];
       for (int t = 0; t < Tokens; ++t) s[t] = load_bytes<kStep>(x + t * x_stride + i);
       for (int r = 0; r < 4; ++r) {
-        const __m256i centred = _mm256_xor_si256(load_bytes<kStep>(w[r] + i), _mm256_set1_epi8(-128));
+        const __m256i centred =
+            _mm256_xor_si256(load_bytes<kStep>(w[r] + i), _mm256_set1_epi8(-128));
         const __m256i magnitude = _mm256_abs_epi8(centred);
         for (int t = 0; t < Tokens; ++t) sums[t][r] = dot(sums[t][r], centred, magnitude, s[t]);
       }

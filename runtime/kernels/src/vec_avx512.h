@@ -28,9 +28,7 @@ struct Vec {
     return _mm512_maskz_loadu_ps(part(count), p);
   }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
-  static void store_part(float* p, F a, int64_t count) {
-    _mm512_mask_storeu_ps(p, part(count), a);
-  }
+  static void store_part(float* p, F a, int64_t count) { _mm512_mask_storeu_ps(p, part(count), a); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -55,7 +53,8 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
   }
   static void unzip(F a, F b, F* even, F* odd) {
-    const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i first =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     *even = _mm512_permutex2var_ps(a, first, b);
     *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(first, _mm512_set1_epi32(1)), b);
   }
@@ -104,8 +103,10 @@ struct Vec {
         const __m512i* of = sums[t];
         const __m512i ab = pair_sums(of[0], of[1]), cd = pair_sums(of[2], of[3]);
         // Each quarter of `all` holds partial sums of the four rows.
-        const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-        const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+        const __m512i all =
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        const __m256i half =
+            _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
         dots[t] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
       }
     } else {
