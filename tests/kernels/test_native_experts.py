@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.sparse_experts import sparse_experts
 from shoal.graphs.quantize import BLOCK_SIZES, quantize_blocks
+from shoal.runtime.kernels.library import KernelLibrary
 
 Inputs = dict[str, Array]
 
@@ -92,3 +95,30 @@ def test_an_expert_that_does_not_exist_is_refused(models: OneOpModels, wrong: in
     inputs["expert_ids"][1, 1] = wrong
     with pytest.raises(Exception, match=r"expert_ids: expected 0\.\.3, found"):
         run(models, inputs)
+
+
+def test_experts_that_nobody_chose_are_not_read(library: KernelLibrary, tmp_path: Path) -> None:
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("this system does not say which pages of a file are in memory")
+    inputs = make_inputs(5, tokens=1, experts=32, chosen=2, block_size=256, d=2, f=2)
+    models = OneOpModels(tmp_path, library.path)
+    attributes = {"num_experts_per_tok": 2, "block_size": 256}
+    session = models.open("SparseExperts", attributes, inputs)
+    fed = {name: inputs[name] for name in ("x", "expert_ids", "expert_weights")}
+    before = mapped_bytes(tmp_path)
+    session.run(None, fed)
+    total_bytes = inputs["gate_up"].nbytes + inputs["down"].nbytes
+    read_bytes = mapped_bytes(tmp_path) - before
+    # The system may map up to 2 MiB around a page that is touched, here in two weights.
+    assert 2 * total_bytes / 32 <= read_bytes <= total_bytes / 2
+
+
+def mapped_bytes(folder: Path) -> int:
+    """Bytes of files in ``folder`` that are in this process's memory."""
+    total, is_inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if not line.split(maxsplit=1)[0].endswith(":"):
+            is_inside = str(folder) in line
+        elif is_inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
