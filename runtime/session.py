@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.runtime.kernels.library import KernelLibrary, find_library
+from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
 from shoal.runtime.machine import read_cpu
 
 Kernels = Literal["auto", "native", "portable"]
@@ -60,6 +60,8 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
             library = found
         elif kernels == "native":
             raise RuntimeFailure(f"kernels: {found}; or use kernels auto or portable")
+        elif LIBRARY_FILE.is_file():  # there, but of no use: not what this installation intends
+            _log.warning("%s; the portable form runs", found)
     if threads is None:
         threads = default_threads()
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:

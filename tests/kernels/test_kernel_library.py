@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from tests.graphs.one_op import Array, OneOpModels
 
+from shoal.graphs.errors import RuntimeFailure
 from shoal.graphs.ops.table import OPS
 from shoal.graphs.quantize import quantize_blocks
+from shoal.runtime import session
 from shoal.runtime.kernels import build
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 
@@ -55,6 +57,18 @@ def test_an_unknown_instruction_set_is_refused(
     assert "SHOAL_ISA: expected one of" in found
     with pytest.raises(Exception, match="SHOAL_ISA: expected one of"):
         OneOpModels(tmp_path, library.path).run("Linear", LINEAR, linear_inputs())
+
+
+def test_a_library_of_no_use_is_not_passed_over_silently(
+    library: KernelLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SHOAL_ISA", "mmx")
+    monkeypatch.setattr(session, "LIBRARY_FILE", library.path)
+    monkeypatch.setattr(session, "find_library", lambda: find_library(library.path))
+    assert session.choose_settings("auto", 1).kernels == "portable"
+    assert "SHOAL_ISA: expected one of" in caplog.text
+    with pytest.raises(RuntimeFailure, match="SHOAL_ISA: expected one of"):
+        session.choose_settings("native", 1)
 
 
 def test_a_missing_library_is_explained(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ TEXT = Path(__file__).parents[2] / "export" / "data" / "fidelity.txt"
 # Opens a bundle, computes one token and prints how much anonymous memory each step took.
 MEMORY = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shoal.runtime import open_bundle
 from shoal.runtime.machine import read_resident
@@ -83,3 +85,13 @@ def test_opening_and_running_copies_no_weights(int8_bundle: Path, library: Kerne
     opened, ran = map(int, done.stdout.split())
     assert opened < weight_bytes / 4, f"opening took {opened} bytes, the weights are {weight_bytes}"
     assert ran < weight_bytes / 4, f"a token took {ran} bytes, the weights are {weight_bytes}"
+
+
+def test_contexts_in_several_threads_do_not_disturb_each_other(native: Model) -> None:
+    ids = native.encode(TEXT.read_text(encoding="utf-8")[:400])
+    parts = [ids[start : start + 40] for start in (0, 20, 40, 60)]
+    expected = [native.logits(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(native.logits, parts))
+            assert all(map(np.array_equal, found, expected))
