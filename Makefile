@@ -6,18 +6,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
-SOURCES := export graphs runtime tests
+SOURCES := export graphs runtime tests setup.py
 
 PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs clean distclean
+.PHONY: help demo test lint docs kernels clean distclean
 
 help:
 	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
 	@echo "make test       ruff, mypy and pytest"
 	@echo "make lint       ruff and mypy only"
+	@echo "make kernels    build the native kernels anew, after changes to their sources"
 	@echo "make docs       write docs/cli.md from the command's own help"
 	@echo "make clean      remove build/ and caches; make distclean removes $(VENV) too"
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (pytest processes)"
@@ -41,8 +42,11 @@ docs: $(STAMP)
 	$(BIN)/python -m shoal.runtime.options > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 
+kernels: $(STAMP)
+	$(BIN)/python -m shoal.runtime.kernels.build
+
 # setuptools: test_packaging.py builds a wheel without a build environment of its own.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: shoal needs \
 	Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); choose another with \
 	make PYTHON=python3.12" >&2; exit 1; }
@@ -57,4 +61,4 @@ clean:
 	find export graphs runtime tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) runtime/kernels/*.so

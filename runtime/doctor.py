@@ -15,6 +15,7 @@ from shoal.graphs.errors import ShoalError
 from shoal.graphs.footprint import loaded_weight_bytes
 from shoal.runtime.bundle import Bundle, check_machine
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
+from shoal.runtime.kernels.library import find_library
 from shoal.runtime.machine import Cpu, Memory, read_cpu, read_memory
 from shoal.runtime.op_forms import op_forms
 from shoal.runtime.report import (
@@ -66,7 +67,7 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
             weights = report["bundle"]["weights"]
         except ShoalError as error:
             errors.append(str(error))
-    ops = [asdict(form) for form in op_forms(weights, cpu)]
+    ops = [asdict(form) for form in op_forms(weights, cpu, find_library())]
     return report | {"ops": ops, "errors": errors, "warnings": warnings, "ok": not errors}
 
 

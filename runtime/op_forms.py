@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.runtime.kernels.library import KernelLibrary
 from shoal.runtime.machine import Cpu
 
 _PORTABLE = {
@@ -35,22 +36,26 @@ class OpForm:
     why: str
 
 
-def op_forms(weights: str, cpu: Cpu) -> list[OpForm]:
+def op_forms(weights: str, cpu: Cpu, library: KernelLibrary | str) -> list[OpForm]:
     """The forms of all ops of a bundle.
 
     Args:
         weights: "int8" or "fp32".
         cpu: decides which instructions onnxruntime's own 8-bit products use.
+        library: the native kernels, or why there are none.
     """
-    return [
-        OpForm(
-            op=op,
-            form="portable",
-            implementation=f"{body} ({int8_instructions(cpu)})" if op in _INT8_OPS else body,
-            why="no native kernels installed",
-        )
-        for op, body in _PORTABLE[weights].items()
-    ]
+    return [_form(op, body, cpu, library) for op, body in _PORTABLE[weights].items()]
+
+
+def _form(op: str, body: str, cpu: Cpu, library: KernelLibrary | str) -> OpForm:
+    if isinstance(library, KernelLibrary) and op in library.ops:
+        return OpForm(op=op, form="native", implementation=library.isa, why="kernels installed")
+    return OpForm(
+        op=op,
+        form="portable",
+        implementation=f"{body} ({int8_instructions(cpu)})" if op in _INT8_OPS else body,
+        why=library if isinstance(library, str) else "no native kernel for this op",
+    )
 
 
 def int8_instructions(cpu: Cpu) -> str:

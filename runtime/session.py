@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
 from shoal.runtime.machine import read_cpu
 
 # onnxruntime's official builds report usage over the network and keep files for it unless this is
@@ -41,6 +42,7 @@ class SessionSettings:
 
     threads: int  # threads that compute, the calling one included
     kernels: Literal["native", "portable"]  # which form of the shoal ops runs
+    library: Path | None = None  # of the native kernels
 
 
 def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
@@ -56,15 +58,24 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
     """
     if kernels not in ("auto", "native", "portable"):
         raise InputError(f"kernels must be auto, native or portable, found {kernels!r}")
-    if kernels == "native":
-        raise RuntimeFailure(
-            "kernels: this installation has no native kernels; use kernels auto or portable"
-        )
+    library = None
+    if kernels != "portable":
+        found = find_library()
+        if isinstance(found, KernelLibrary):
+            library = found
+        elif kernels == "native":
+            raise RuntimeFailure(f"kernels: {found}; or use kernels auto or portable")
+        elif LIBRARY_FILE.is_file():  # there, but of no use: not what this installation intends
+            _log.warning("%s; the portable form runs", found)
     if threads is None:
         threads = default_threads()
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise InputError(f"threads must be an integer in 1..1024, found {threads!r}")
-    return SessionSettings(threads=threads, kernels="portable")
+    return SessionSettings(
+        threads=threads,
+        kernels="portable" if library is None else "native",
+        library=None if library is None else library.path,
+    )
 
 
 def default_threads() -> int:
@@ -210,6 +221,8 @@ def _session_options(settings: SessionSettings) -> Any:
     options.log_severity_level = _LOG_FATAL_ONLY
     options.enable_mem_pattern = False  # plans are kept per shape, and each step has a new one
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if settings.library is not None:
+        options.register_custom_ops_library(str(settings.library))
     return options
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from shoal.runtime.kernels.build import KernelBuildError, find_compiler
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("export", "graphs", "runtime")
 
@@ -27,16 +29,25 @@ def project() -> dict[str, Any]:
 def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names in a wheel built from a copy of the sources: building leaves files in the tree."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
+    built = shutil.ignore_patterns("__pycache__", "*.so")
     for name in PACKAGES:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=built)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     command += ["--no-index", "--quiet", "--wheel-dir", "out", "."]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = (folder / "out").glob("shoal-*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
+
+
+def has_compiler() -> bool:
+    try:
+        find_compiler()
+    except KernelBuildError:
+        return False
+    return True
 
 
 def folders_with_modules() -> set[str]:
@@ -68,6 +79,15 @@ def test_the_wheel_holds_typing_marks_and_data(wheel_names: set[str]) -> None:
     expected |= {f"shoal/{name}/py.typed" for name in PACKAGES}
     assert data
     assert not expected - wheel_names
+
+
+def test_the_wheel_holds_the_kernels_and_their_sources(wheel_names: set[str]) -> None:
+    folder = ROOT / "runtime" / "kernels"
+    sources = {f"shoal/runtime/kernels/src/{path.name}" for path in (folder / "src").iterdir()}
+    assert sources
+    assert not sources - wheel_names
+    # Without a compiler there is none, which `shoal doctor` tells.
+    assert ("shoal/runtime/kernels/libshoal_kernels.so" in wheel_names) == has_compiler()
 
 
 def test_the_wheel_holds_nothing_outside_shoal(wheel_names: set[str]) -> None:

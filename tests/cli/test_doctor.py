@@ -9,6 +9,7 @@ import pytest
 from shoal.graphs.ops.table import OPS
 from shoal.runtime import doctor
 from shoal.runtime.cli import main
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine import Cpu
 from shoal.runtime.op_forms import int8_instructions, op_forms
 
@@ -29,7 +30,10 @@ def test_report_is_json_and_the_exit_code_says_ready(capsys: pytest.CaptureFixtu
     assert report["ok"]
     assert report["versions"]["onnxruntime"]
     assert report["cpu"]["physical_cores"] >= 1
-    assert {op["form"] for op in report["ops"]} == {"portable"}
+    library = find_library()
+    native = library.ops if isinstance(library, KernelLibrary) else ()
+    for op in report["ops"]:
+        assert op["form"] == ("native" if op["op"] in native else "portable")
 
 
 def test_table_names_versions_machine_and_ops(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +96,19 @@ def test_int8_instructions_are_named(cpu: Cpu, name: str) -> None:
     assert int8_instructions(cpu) == name
 
 
+def test_without_kernels_every_form_is_portable_and_says_why() -> None:
+    forms = op_forms("int8", PC, "no native kernels installed")
+    assert {form.form for form in forms} == {"portable"}
+    assert {form.why for form in forms} == {"no native kernels installed"}
+
+
+def test_with_kernels_only_the_ops_they_offer_are_native() -> None:
+    library = KernelLibrary(path=Path("k.so"), ops=("Linear",), isa="avx2", isas=("avx2",))
+    forms = {form.op: form for form in op_forms("int8", PC, library)}
+    assert (forms["Linear"].form, forms["Linear"].implementation) == ("native", "avx2")
+    assert forms["Route"].form == "portable"
+
+
 def test_forms_cover_the_op_set() -> None:
-    shown = {form.op for weights in ("int8", "fp32") for form in op_forms(weights, PC)}
+    shown = {form.op for weights in ("int8", "fp32") for form in op_forms(weights, PC, "none")}
     assert shown == set(OPS) - {"DequantizeBlocks"}  # runs once, inside LatentAttention

@@ -27,11 +27,14 @@ WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales
 class OneOpModels:
     """Writes and runs models of one node, each in its own folder.
 
-    Weights are external data in a file beside the model, which onnxruntime maps.
+    Weights are external data in a file beside the model, which onnxruntime maps. With a
+    ``library``, ops that have a native kernel run on it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, library: Path | None = None, threads: int = 1) -> None:
         self._folders = (folder / str(number) for number in itertools.count())
+        self._library = library
+        self._threads = threads
 
     def write(self, name: str, attributes: Attributes, inputs: Arrays) -> Path:
         """Write the model and let onnx.checker look at it."""
@@ -59,7 +62,9 @@ class OneOpModels:
     ) -> ort.InferenceSession:
         """A session of the model; ``optimized`` is where to save what onnxruntime made of it."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = self._threads
+        if self._library is not None:
+            options.register_custom_ops_library(str(self._library))
         if optimized is not None:
             options.log_severity_level = 3  # it warns that the saved graph is for this machine
             options.optimized_model_filepath = str(optimized)

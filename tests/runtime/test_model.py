@@ -3,13 +3,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import onnx
 import pytest
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
-from shoal.runtime import open_bundle
+from shoal.runtime import open_bundle, session
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.session import default_threads
 
 TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
@@ -52,15 +54,27 @@ def refusal(error, folder):
     return str(raised.value)
 
 
-def test_options_are_reported_and_defaults_chosen(fp32_bundle):
-    model = open_bundle(str(fp32_bundle), kernels="auto")
-    assert (model.threads, model.kernels) == (default_threads(), "portable")
+def test_options_are_reported_and_defaults_chosen(fp32_bundle, int8_bundle):
+    best = "native" if isinstance(find_library(), KernelLibrary) else "portable"
+    model = open_bundle(str(int8_bundle), kernels="auto")
+    assert (model.threads, model.kernels) == (default_threads(), best)
     assert model.config["model_type"] == "deepseek_v3"
+    assert open_bundle(int8_bundle, threads=3, kernels="portable").kernels == "portable"
     assert open_bundle(fp32_bundle, threads=3, kernels="portable").threads == 3
 
 
-def test_native_kernels_that_are_not_there_are_not_replaced_silently(fp32_bundle):
-    with pytest.raises(RuntimeFailure, match="no native kernels; use kernels auto or portable"):
+def test_native_kernels_that_are_not_there_are_not_replaced_silently(int8_bundle, monkeypatch):
+    monkeypatch.setattr(session, "find_library", lambda: "no native kernels installed; build them")
+    with pytest.raises(RuntimeFailure, match="no native kernels installed; build them; or use"):
+        open_bundle(int8_bundle, kernels="native")
+    assert open_bundle(int8_bundle, kernels="auto").kernels == "portable"
+
+
+def test_float_weights_run_in_the_portable_form_and_say_so(fp32_bundle, monkeypatch):
+    library = KernelLibrary(path=Path("k.so"), ops=("Linear",), isa="avx2", isas=("avx2",))
+    monkeypatch.setattr(session, "find_library", lambda: library)
+    assert open_bundle(fp32_bundle, kernels="auto").kernels == "portable"
+    with pytest.raises(RuntimeFailure, match="native kernels need int8 weights, found fp32"):
         open_bundle(fp32_bundle, kernels="native")
 
 

@@ -1,0 +1,54 @@
+"""The native kernel library, if this installation has one."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY_FILE = Path(__file__).parent / "libshoal_kernels.so"
+_BUILD_ADVICE = "build them with `python -m shoal.runtime.kernels.build` (needs g++ or clang++)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLibrary:
+    """What the library says about itself."""
+
+    path: Path
+    ops: tuple[str, ...]  # ops with a native kernel; the others run through their bodies
+    isa: str  # instruction set in use: "portable", "avx2", "avx512vnni"
+    isas: tuple[str, ...]  # what SHOAL_ISA can name on this processor, best first
+
+
+def find_library(path: Path = LIBRARY_FILE) -> KernelLibrary | str:
+    """The library, or one line that says why there is none and what to do."""
+    if not path.is_file():
+        return f"no native kernels installed; {_BUILD_ADVICE}"
+    return _read(path)
+
+
+@functools.cache
+def _open(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+def _read(path: Path) -> KernelLibrary | str:
+    try:
+        library = _open(path)
+        texts = {}
+        for name in ("shoal_op_names", "shoal_isa_name", "shoal_isa_names"):
+            function = library[name]
+            function.restype = ctypes.c_char_p
+            texts[name] = function()
+    except (OSError, AttributeError) as error:
+        return f"{path}: cannot be loaded ({' '.join(str(error).split())}); {_BUILD_ADVICE}"
+    isas = texts["shoal_isa_names"].decode()
+    if texts["shoal_isa_name"] is None:
+        return f"SHOAL_ISA: expected one of {isas} on this processor; unset it to take the best"
+    return KernelLibrary(
+        path=path,
+        ops=tuple(texts["shoal_op_names"].decode().split(",")),
+        isa=texts["shoal_isa_name"].decode(),
+        isas=tuple(isas.split(",")),
+    )

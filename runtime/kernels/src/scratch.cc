@@ -1,0 +1,36 @@
+#include "scratch.h"
+
+#include <new>
+
+namespace shoal {
+
+namespace {
+
+constexpr std::align_val_t kCacheLine{64};
+
+struct Buffers {
+  void* data[static_cast<size_t>(Scratch::kCount)] = {};
+  size_t sizes[static_cast<size_t>(Scratch::kCount)] = {};
+  ~Buffers() {
+    for (void* each : data) ::operator delete(each, kCacheLine);
+  }
+};
+
+thread_local Buffers t_buffers;
+
+}  // namespace
+
+void* scratch_bytes(Scratch slot, size_t bytes) {
+  const auto index = static_cast<size_t>(slot);
+  Buffers& all = t_buffers;
+  if (bytes > all.sizes[index] || all.data[index] == nullptr) {
+    ::operator delete(all.data[index], kCacheLine);
+    all.data[index] = nullptr;
+    all.sizes[index] = 0;
+    all.data[index] = ::operator new(bytes + 64, kCacheLine);
+    all.sizes[index] = bytes;
+  }
+  return all.data[index];
+}
+
+}  // namespace shoal
