@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,13 +14,8 @@ from shoal.graphs.contract import (
     expert_ids_output,
     expert_weights_output,
 )
-<<<<<<< HEAD
-from shoal.graphs.errors import BundleError, InputError
-from shoal.graphs.manifest import Manifest, ModelInfo, checksum
-=======
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.graphs.manifest import Manifest
->>>>>>> kernels
+from shoal.graphs.manifest import Manifest, ModelInfo, checksum
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -65,7 +59,7 @@ def open_bundle(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "
                 "portable, or export with --weights int8"
             )
-        settings = replace(settings, kernels="portable", library=None)
+        settings = dataclasses.replace(settings, kernels="portable", library=None)
     return Model(bundle, settings)
 
 
