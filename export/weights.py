@@ -22,6 +22,9 @@ Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being done)."""
 
 
+_HASH_BYTES = 1 << 24
+
+
 class WeightSink(Protocol):
     """Takes every tensor of the plan once, in order."""
 
@@ -30,17 +33,51 @@ class WeightSink(Protocol):
 
 
 class FileSink:
-    """Writes weights.bin sequentially and hashes it on the way."""
+    """Writes weights.bin sequentially and hashes it on the way.
+
+    With ``position`` it continues a file whose first so many bytes are complete tensors.
+    """
 
     def __init__(
-        self, path: Path, tensors: dict[str, TensorInfo], total_bytes: int, progress: Progress
+        self,
+        path: Path,
+        tensors: dict[str, TensorInfo],
+        total_bytes: int,
+        progress: Progress,
+        position: int = 0,
     ) -> None:
-        self._file = path.open("wb")
-        self._pending = iter(tensors.items())
+        self._file = path.open("r+b" if position else "wb")
         self._total_bytes = total_bytes
         self._progress = progress
         self._hash = hashlib.sha256()
-        self._position = 0
+        self._position = position
+        self._pending = iter(
+            [(n, i) for n, i in tensors.items() if not position or i.offset + i.size > position]
+        )
+        try:
+            self._hash_beginning()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def sync(self) -> int:
+        """Put what was written safely on disk; how many bytes that is."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._position
+
+    def _hash_beginning(self) -> None:
+        left = self._position
+        while left:
+            data = self._file.read(min(left, _HASH_BYTES))
+            if not data:
+                raise ExportError(
+                    f"{self._file.name}: ends {left} bytes before the journal says; export "
+                    "without --resume"
+                )
+            self._hash.update(data)
+            left -= len(data)
+        self._file.truncate(self._position)
 
     def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
         """Append tensor ``name`` at its planned offset."""
@@ -61,8 +98,7 @@ class FileSink:
     def finish(self) -> FileInfo:
         """Flush to disk; the size and sha256 of the whole file."""
         assert next(self._pending, None) is None, "every planned tensor is written"
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.sync()
         return FileInfo(size=self._position, sha256=self._hash.hexdigest())
 
     def _append(self, data: bytes | memoryview) -> None:
