@@ -43,6 +43,7 @@ def export_command(args: argparse.Namespace) -> int:
             weights=args.weights,
             block_size=args.block_size,
             force=args.force,
+            resume=args.resume,
             fidelity=not args.no_fidelity,
             fidelity_text=args.fidelity_text,
             fidelity_tokens=args.fidelity_tokens,

@@ -24,12 +24,14 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
+def replaced_folder(target: Path, *, force: bool, keep: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``target`` when the block ends without an error.
 
     Args:
         target: where the folder shall appear; its parent is created if need be.
         force: replace a bundle that is there already.
+        keep: begin with what an export that was stopped left behind, and leave it there again
+            when this one is stopped.
 
     Raises:
         ExportError: the target exists (and is no bundle, or ``force`` is false), another export
@@ -40,18 +42,21 @@ def replaced_folder(target: Path, *, force: bool) -> Iterator[Path]:
     work = target.with_name(f".{target.name}.exporting")
     with _parents(target), _locked(target):
         with writing(target):
-            _clean_up_after_the_dead(work, target)
+            _clean_up_after_the_dead(work, target, keep=keep)
+        is_done = False
         try:
             with writing(target):
-                work.mkdir()
+                work.mkdir(exist_ok=keep)
             yield work
             check_target(target, force)
             with writing(target):
                 _sync_files(work)
                 _put_in_place(work, target)
+            is_done = True
         finally:
             # Half a bundle or, after success, the one that was replaced.
-            shutil.rmtree(work, ignore_errors=True)
+            if is_done or not keep:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -169,9 +174,10 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
 
 
-def _clean_up_after_the_dead(work: Path, target: Path) -> None:
+def _clean_up_after_the_dead(work: Path, target: Path, *, keep: bool) -> None:
     """Remove what a killed export left behind; a bundle it had put aside comes back."""
-    shutil.rmtree(work, ignore_errors=True)
+    if not keep or (work / MANIFEST_FILE).exists():  # complete: the bundle that was replaced
+        shutil.rmtree(work, ignore_errors=True)
     aside = _aside(target)
     if aside.is_dir() and not target.exists():
         aside.rename(target)

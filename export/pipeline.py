@@ -22,6 +22,7 @@ from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig, load_config
 from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
 from shoal.export.folder import replaced_folder, writing
+from shoal.export.journal import Journal, ResumePoint, fingerprint
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.rope_scaling import LongRopeScaling
@@ -100,6 +101,7 @@ def export_bundle(
     weights: str = "int8",
     block_size: int = DEFAULT_BLOCK_SIZE,
     force: bool = False,
+    resume: bool = False,
     fidelity: bool = True,
     fidelity_text: Path | None = None,
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
@@ -113,6 +115,7 @@ def export_bundle(
         weights: "int8" or "fp32".
         block_size: weights per int8 scale, a power of two from 16 to 256.
         force: replace a bundle that is there already.
+        resume: continue an export that was stopped; the result is that of an uninterrupted one.
         fidelity: measure KL divergence and agreement of the int8 weights on the way.
         fidelity_text: UTF-8 text to measure on; None takes the one shipped with shoal.
         fidelity_tokens: how many tokens of it to use at most.
@@ -124,20 +127,13 @@ def export_bundle(
         ExportError: the bundle cannot be written.
     """
     start = time.monotonic()
-    with replaced_folder(bundle, force=force) as work:
+    with replaced_folder(bundle, force=force, keep=resume) as work:
         model = open_model(
             checkpoint,
             block_size if weights == "int8" else None,
             TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
-        _check_space(bundle, work, model.graphs.plan.total_bytes)
-        files = _write_small_files(checkpoint, bundle, model.graphs, work)
-        sink = FileSink(work, bundle, model.graphs.plan, progress)
-        try:
-            measured = _transfer(model, sink).run()
-            files[WEIGHTS_FILE] = sink.finish()
-        finally:
-            sink.close()
+        files, measured = _write_files(checkpoint, bundle, work, model, resume, progress)
         _check_graphs(work, model.graphs)
         manifest = build_manifest(
             config=model.config,
@@ -212,6 +208,39 @@ def verify_against_checkpoint(
         differing=(*differing, *sink.differing),
         fidelity=measured,
     )
+
+
+def _write_files(
+    checkpoint: Path,
+    bundle: Path,
+    work: Path,
+    model: ExportModel,
+    resume: bool,
+    progress: Progress,
+) -> tuple[dict[str, FileInfo], Fidelity | None]:
+    """Everything of the bundle but its manifest, from where a journal says."""
+    plan, text = model.graphs.plan, model.text
+    ids_BT = None if text is None else text.ids_BT
+    journal = Journal(
+        work,
+        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.block_sizes, ids_BT),
+    )
+    point = journal.read() if resume else None
+    position = 0 if point is None else point.position
+    _check_space(bundle, work, plan.total_bytes - position)
+    files = _write_small_files(checkpoint, bundle, model.graphs, work)
+    sink = FileSink(work, bundle, plan, progress, position)
+
+    def note(streams: dict[str, Any] | None) -> None:
+        journal.write(ResumePoint(position=sink.sync(), streams=streams))
+
+    try:
+        measured = _transfer(model, sink).run(point, note)
+        files[WEIGHTS_FILE] = sink.finish()
+    finally:
+        sink.close()
+    journal.remove()
+    return files, measured
 
 
 def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> ExportModel:

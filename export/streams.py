@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,14 @@ class TwoStreams:
         self._num_windows = b
         self._hidden = torch.zeros(2 * b, t, config.hidden_size)
         self._cos, self._sin = RotaryEmbedding(config)(torch.arange(t)[None])
+
+    def state(self) -> dict[str, Any]:
+        """All that the layers passed so far have left behind."""
+        return {"hidden": self._hidden, "expert_ids": self.expert_ids}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state`` gave."""
+        self._hidden, self.expert_ids = state["hidden"], list(state["expert_ids"])
 
     def embed(self, start: int, rows: Tensor, served: Tensor) -> None:
         """Look up the tokens from ``start`` on whose embeddings ``rows`` [..,D] are."""

@@ -13,10 +13,11 @@ import ctypes
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +27,16 @@ from torch import Tensor
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig
 from shoal.export.fidelity import Fidelity, HeadComparison
+from shoal.export.journal import ResumePoint
 from shoal.export.names import Source
 from shoal.export.streams import Each, TwoStreams, Weights
 from shoal.export.weights import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+
+Note = Callable[[dict[str, Any] | None], None]
+"""Called when a layer is done."""
 
 CHUNK_VALUES = 1 << 22
 """Values that are loaded at a time, when a single row, head or expert does not have more."""
@@ -91,25 +96,45 @@ class Transfer:
         self._text = text
         self._workers = os.cpu_count() or 1
 
-    def run(self) -> Fidelity | None:
-        """Do it. Returns the fidelity if there was a text to measure it on."""
+    def run(
+        self, resume: ResumePoint | None = None, note: Note = lambda streams: None
+    ) -> Fidelity | None:
+        """Do it. Returns the fidelity if there was a text to measure it on.
+
+        Args:
+            resume: where to continue; None begins at the beginning.
+            note: called after every layer with the state of the fidelity text, if there is one.
+        """
         _map_large_arrays()
         with torch.inference_mode(), ThreadPoolExecutor(self._workers) as self._pool:
             if self._text is not None:
-                return self._run_measured(self._text)
-            for _, names in groupby(self._parameters(), key=_section):
+                return self._run_measured(self._text, resume, note)
+            for _, names in self._sections(resume):
                 for name in names:
                     self._move(name)
+                note(None)
         return None
 
-    def _run_measured(self, text: FidelityText) -> Fidelity | None:
+    def _sections(self, resume: ResumePoint | None) -> Iterator[tuple[str, list[str]]]:
+        """Names of the parameters that are still to be moved, layer by layer."""
+        done_bytes = 0 if resume is None else resume.position
+        for section, group in groupby(self._parameters(), key=_section):
+            names = list(group)
+            if self._plan.tensors[names[0]].offset >= done_bytes:
+                yield section, names
+
+    def _run_measured(
+        self, text: FidelityText, resume: ResumePoint | None, note: Note
+    ) -> Fidelity | None:
         streams = TwoStreams(self._config, self._block_sizes, text.ids_BT)
+        if resume is not None and resume.streams is not None:
+            streams.restore(resume.streams)
         comparison: HeadComparison | None = None
-        for section, names in groupby(self._parameters(), key=_section):
+        for section, names in self._sections(resume):
             if section == "embed_tokens":
                 self._move(*names, each=streams.embed)
             elif section.startswith("layers."):
-                self._measure_layer(streams, int(section.removeprefix("layers.")), list(names))
+                self._measure_layer(streams, int(section.removeprefix("layers.")), names)
             elif section == "norm":
                 (name,) = names
                 norm = self._sources[name].load(self._checkpoint)
@@ -124,6 +149,8 @@ class Transfer:
             else:
                 for name in names:
                     self._move(name)
+            if comparison is None:  # from the final norm on, the last layer is begun from
+                note(streams.state())
         assert comparison is not None, "a model has a final norm"
         return comparison.finish(text.name, streams.expert_ids)
 

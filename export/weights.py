@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 
 from shoal.export.folder import writing
 from shoal.graphs.contract import WEIGHTS_FILE
+from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import FileInfo, TensorInfo
 from shoal.graphs.passes.weights import WeightPlan
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being done)."""
+
+
+_HASH_BYTES = 1 << 24
 
 
 class WeightSink(Protocol):
@@ -35,22 +39,58 @@ class WeightSink(Protocol):
 class FileSink:
     """Writes weights.bin sequentially and hashes it on the way.
 
+    With ``position`` it continues a file whose first so many bytes are complete tensors.
+
     Args:
         work: the folder to write it to.
         target: the bundle it is for, named in errors.
         plan: every tensor and its place.
         progress: told about every chunk.
+        position: bytes that are there already.
     """
 
-    def __init__(self, work: Path, target: Path, plan: WeightPlan, progress: Progress) -> None:
+    def __init__(
+        self, work: Path, target: Path, plan: WeightPlan, progress: Progress, position: int = 0
+    ) -> None:
         with writing(target):
-            self._file = (work / WEIGHTS_FILE).open("wb")
+            self._file = (work / WEIGHTS_FILE).open("r+b" if position else "wb")
         self._target = target
-        self._pending = iter(plan.tensors.items())
         self._total_bytes = plan.total_bytes
         self._progress = progress
         self._hash = hashlib.sha256()
-        self._position = 0
+        self._position = position
+        self._pending = iter(
+            [
+                (name, info)
+                for name, info in plan.tensors.items()
+                if not position or info.offset + info.size > position
+            ]
+        )
+        try:
+            self._hash_beginning()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def sync(self) -> int:
+        """Put what was written safely on disk; how many bytes that is."""
+        with writing(self._target):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self._position
+
+    def _hash_beginning(self) -> None:
+        left = self._position
+        while left:
+            data = self._file.read(min(left, _HASH_BYTES))
+            if not data:
+                raise ExportError(
+                    f"{self._file.name}: ends {left} bytes before the journal says; export "
+                    "without --resume"
+                )
+            self._hash.update(data)
+            left -= len(data)
+        self._file.truncate(self._position)
 
     def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
         """Append tensor ``name`` at its planned offset."""
@@ -72,9 +112,7 @@ class FileSink:
     def finish(self) -> FileInfo:
         """Flush to disk; the size and sha256 of the whole file."""
         assert next(self._pending, None) is None, "every planned tensor is written"
-        with writing(self._target):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self.sync()
         return FileInfo(size=self._position, sha256=self._hash.hexdigest())
 
     def _append(self, data: bytes | memoryview) -> None:

@@ -137,6 +137,12 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an export that was stopped, from its last complete layer, and keep what is "
+        "written when this one is stopped",
+    )
+    verb.add_argument(
         "--dry-run",
         action="store_true",
         help="check the checkpoint and say what would be written and what it will need; "

@@ -27,6 +27,7 @@ SURFACE = {
         "--fidelity-tokens",
         "--force",
         "--no-fidelity",
+        "--resume",
         "--weights",
         "BUNDLE",
         "CHECKPOINT",

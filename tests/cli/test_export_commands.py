@@ -51,6 +51,7 @@ def test_options_reach_the_exporter(export_calls: list[dict[str, Any]]) -> None:
         "weights": "fp32",
         "block_size": 64,
         "force": True,
+        "resume": False,
         "fidelity": False,
         "fidelity_text": Path("t.txt"),
         "fidelity_tokens": 99,

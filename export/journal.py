@@ -1,0 +1,99 @@
+"""How far an export has come, on disk beside what it has written, so that it can be continued.
+
+The journal is replaced after every layer, when the layer's bytes are safely on disk. It belongs to
+one checkpoint exported in one way: continuing with anything else is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.export.checkpoint import Checkpoint
+from shoal.graphs.errors import ExportError
+from shoal.graphs.passes.weights import WeightPlan
+
+JOURNAL_FILE = "journal.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Where to continue.
+
+    Attributes:
+        position: bytes of weights.bin that are complete.
+        streams: state of the fidelity text; None when fidelity is not measured.
+    """
+
+    position: int
+    streams: dict[str, Any] | None
+
+
+class Journal:
+    """The journal of one export."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._path = folder / JOURNAL_FILE
+        self._fingerprint = fingerprint
+
+    def read(self) -> ResumePoint | None:
+        """Where to continue; None when there is nothing to continue.
+
+        Raises:
+            ExportError: the journal is another export's, or damaged.
+        """
+        if not self._path.exists():
+            return None
+        try:
+            content = torch.load(self._path, weights_only=True)
+            fingerprint = content["fingerprint"]
+            point = ResumePoint(position=content["position"], streams=content["streams"])
+        except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise ExportError(
+                f"{self._path}: cannot be read ({error}); export without --resume"
+            ) from error
+        if fingerprint != self._fingerprint:
+            raise ExportError(
+                f"{self._path}: belongs to another checkpoint or other options; export with the "
+                "same ones, or without --resume"
+            )
+        return point
+
+    def write(self, point: ResumePoint) -> None:
+        """Note that everything before ``point`` is on disk."""
+        new = self._path.with_suffix(".new")
+        content = {"fingerprint": self._fingerprint, **asdict(point)}
+        torch.save(content, new)
+        new.replace(self._path)
+
+    def remove(self) -> None:
+        """The export is complete."""
+        self._path.unlink(missing_ok=True)
+
+
+def fingerprint(
+    checkpoint: Checkpoint,
+    raw_config: dict[str, Any],
+    plan: WeightPlan,
+    block_sizes: dict[str, int],
+    ids_BT: Tensor | None,
+) -> str:
+    """Changes with everything that the bytes of the bundle depend on."""
+    files = sorted({header.file for header in checkpoint.tensors.values()})
+    content = [
+        version("shoal"),
+        raw_config,
+        {name: asdict(info) for name, info in plan.tensors.items()},
+        block_sizes,
+        None if ids_BT is None else ids_BT.tolist(),
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
