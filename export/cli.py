@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from shoal.export.dry_run import dry_run_record, write_dry_run
-from shoal.export.pipeline import (
-    ExportReport,
-    VerifyReport,
-    export_bundle,
-    verify_against_checkpoint,
-)
+from shoal.export.pipeline import ExportReport, export_bundle
 from shoal.export.progress import ExportProgress
 from shoal.export.tables import write_pairs
+from shoal.export.verify import VerifyReport, verify_against_checkpoint
 from shoal.graphs.errors import ExportError
 from shoal.graphs.fidelity import fidelity_rows
 

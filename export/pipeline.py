@@ -1,4 +1,4 @@
-"""Export: from a checkpoint folder to a bundle folder, and the check of one against the other.
+"""Export: from a checkpoint folder to a bundle folder.
 
 read config -> match tensor names -> build graphs -> write graphs -> stream weights (and measure
 fidelity) -> check -> write the manifest -> rename into place
@@ -7,7 +7,6 @@ fidelity) -> check -> write the manifest -> rename into place
 from __future__ import annotations
 
 import hashlib
-import math
 import resource
 import shutil
 import time
@@ -32,8 +31,6 @@ from shoal.export.weights import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
-from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
-from shoal.graphs.quantize import BLOCK_SIZES
 
 DEFAULT_BLOCK_SIZE = 128
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -54,21 +51,6 @@ class ExportReport:
     manifest: Manifest
     seconds: float
     peak_memory_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyReport:
-    """How a bundle compares with the checkpoint it was made from.
-
-    Attributes:
-        tensors: how many tensors of weights.bin were compared.
-        differing: names of the tensors and files that differ; empty when all is well.
-        fidelity: measured again, or None without a tokenizer.
-    """
-
-    tensors: int
-    differing: tuple[str, ...]
-    fidelity: Fidelity | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,60 +138,6 @@ def export_bundle(
     )
 
 
-def verify_against_checkpoint(
-    bundle: Path,
-    checkpoint: Path,
-    *,
-    fidelity_text: Path | None = None,
-    fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
-    progress: Progress = lambda done, total, what: None,
-) -> VerifyReport:
-    """Derive every file of a bundle from the checkpoint again and compare.
-
-    Args:
-        bundle: the bundle folder; its own bytes are checked by ``shoal verify`` beforehand.
-        checkpoint: the checkpoint it is said to come from.
-        fidelity_text: as in ``export_bundle``.
-        fidelity_tokens: as in ``export_bundle``.
-        progress: called with (bytes compared, bytes in all, tensor name).
-
-    Raises:
-        BundleError: the manifest is damaged.
-        ConfigError: the checkpoint is not supported.
-        CheckpointError: the checkpoint is incomplete or damaged.
-        ExportError: the bundle was made from a checkpoint with another config.
-    """
-    where = bundle / MANIFEST_FILE
-    manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
-    if load_config(checkpoint)[0] != manifest.config:
-        raise ExportError(
-            f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
-            "name the right one or export it again"
-        )
-    choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
-    model = open_model(checkpoint, _block_size_of(manifest, bundle), choice)
-    differing = [
-        GRAPH_FILES[role]
-        for role, graph in model.graphs.models.items()
-        if _content(bundle / GRAPH_FILES[role]) != _serialized(graph)
-    ]
-    differing += [
-        name for name in TOKENIZER_FILES if _content(bundle / name) != _content(checkpoint / name)
-    ]
-    sink = CompareSink(
-        bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
-    )
-    try:
-        measured = _transfer(model, sink).run()
-    finally:
-        sink.close()
-    return VerifyReport(
-        tensors=len(manifest.tensors),
-        differing=(*differing, *sink.differing),
-        fidelity=measured,
-    )
-
-
 def _write_files(
     checkpoint: Path,
     bundle: Path,
@@ -235,7 +163,7 @@ def _write_files(
         journal.write(ResumePoint(position=sink.sync(), streams=streams))
 
     try:
-        measured = _transfer(model, sink).run(point, note)
+        measured = transfer_of(model, sink).run(point, note)
         files[WEIGHTS_FILE] = sink.finish()
     finally:
         sink.close()
@@ -266,7 +194,8 @@ def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> Expo
     )
 
 
-def _transfer(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
+def transfer_of(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
+    """The pass over all weights of ``model`` into ``sink``."""
     return Transfer(
         model.config,
         model.checkpoint,
@@ -315,13 +244,14 @@ def _check_space(bundle: Path, work: Path, needed_bytes: int) -> None:
         )
 
 
-def _serialized(graph: onnx.ModelProto) -> bytes:
+def serialized(graph: onnx.ModelProto) -> bytes:
+    """The bytes of a graph file, the same for the same graph."""
     return bytes(graph.SerializeToString(deterministic=True))
 
 
 def small_files(checkpoint: Path, graphs: Graphs) -> dict[str, bytes]:
     """Content of every file of the bundle but the weights and the manifest."""
-    contents = {GRAPH_FILES[role]: _serialized(graph) for role, graph in graphs.models.items()}
+    contents = {GRAPH_FILES[role]: serialized(graph) for role, graph in graphs.models.items()}
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             contents[name] = (checkpoint / name).read_bytes()
@@ -354,28 +284,3 @@ def _write_manifest(manifest: Manifest, work: Path, bundle: Path) -> None:
         raise ExportError(f"{bundle}: would not open: {error}; report this") from error
     with writing(bundle):
         (work / MANIFEST_FILE).write_text(text, encoding="utf-8")
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _block_size_of(manifest: Manifest, bundle: Path) -> int | None:
-    """The block size a bundle was exported with, read off the shapes of its scales."""
-    if manifest.weights != "int8":
-        return None
-    sizes = {
-        math.prod(manifest.tensors[name].shape) // math.prod(info.shape)
-        for name, info in (
-            (key.removesuffix(SCALES_SUFFIX), value)
-            for key, value in manifest.tensors.items()
-            if key.endswith(SCALES_SUFFIX)
-        )
-        if name in manifest.tensors
-    }
-    if not sizes or max(sizes) not in BLOCK_SIZES:
-        raise ExportError(f"{bundle}: has no int8 weights of shoal's block sizes; export it again")
-    return max(sizes)

@@ -52,10 +52,6 @@ class Source:
         """The whole parameter, float32."""
         return self.load_rows(reader, 0, self.shape[0])
 
-    def load_expert(self, reader: Reader, expert: int) -> Tensor:
-        """One entry of the first axis, such as one expert's matrix."""
-        return self.load_rows(reader, expert, expert + 1)[0]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Zeros(Source):

@@ -16,36 +16,17 @@ from shoal.export.model.decoder_layer import DecoderLayer
 from shoal.export.model.layers import Linear, RMSNorm
 
 
-class MtpEntry(nn.Module):
-    """The way in: fuses a hidden state with the embedding of the token that followed it."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
-
-    def forward(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """What the layer is given, [B,T,D].
-
-        Args:
-            embedded: Embeddings of tokens i+1, [B,T,D].
-            hidden: Hidden states of tokens i after the final norm, [B,T,D].
-        """
-        return _fuse(self, embedded, hidden)
-
-
 class MtpModule(nn.Module):
-    """One drafting step: entry, a decoder layer with a cache of its own, and a norm.
+    """Fuses a hidden state with the token that followed it and runs one decoder layer on that.
 
     Embedding and head are the main model's. The layer has experts whenever the model has any.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        entry = MtpEntry(config)
-        # Held without the entry itself, so that parameters are called mtp.0.enorm.weight and so on.
-        self.enorm, self.hnorm, self.eh_proj = entry.enorm, entry.hnorm, entry.eh_proj
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.layer = DecoderLayer(config, is_moe=config.is_moe)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -65,10 +46,6 @@ class MtpModule(nn.Module):
             Hidden state [B,T,D], whose logits are those of tokens i+2, then cache and routing as
             ``DecoderLayer`` returns them.
         """
-        hidden, *rest = self.layer(_fuse(self, embedded, hidden), cos, sin, cache)
+        fused = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
+        hidden, *rest = self.layer(fused, cos, sin, cache)
         return self.norm(hidden), *rest
-
-
-def _fuse(part: MtpEntry | MtpModule, embedded: Tensor, hidden: Tensor) -> Tensor:
-    x: Tensor = part.eh_proj(torch.cat([part.enorm(embedded), part.hnorm(hidden)], dim=-1))
-    return x

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from shoal.export import cli as export_cli
-from shoal.export.pipeline import ExportReport, VerifyReport
+from shoal.export.pipeline import ExportReport
 from shoal.export.progress import ExportProgress
+from shoal.export.verify import VerifyReport
 from shoal.graphs.manifest import Manifest
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.cli import main

@@ -98,12 +98,12 @@ def test_gate_and_up_rows_of_experts_alternate(original: Path) -> None:
     checkpoint = Checkpoint.open(original)
     sources = sources_of(original).sources
     prefix = "model.layers.1.mlp.experts.5."
-    gate_up = sources["layers.1.mlp.experts.gate_up"].load_expert(checkpoint, 5)
+    gate_up = sources["layers.1.mlp.experts.gate_up"].load_rows(checkpoint, 5, 6)[0]
     assert torch.equal(gate_up[0::2], checkpoint.read(f"{prefix}gate_proj.weight"))
     assert torch.equal(gate_up[1::2], checkpoint.read(f"{prefix}up_proj.weight"))
     down = sources["layers.1.mlp.experts.down"]
     expected = checkpoint.read(f"{prefix}down_proj.weight")
-    assert torch.equal(down.load_expert(checkpoint, 5), expected)
+    assert torch.equal(down.load_rows(checkpoint, 5, 6)[0], expected)
     assert torch.equal(down.load(checkpoint)[5], expected)
 
 

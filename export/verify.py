@@ -1,0 +1,117 @@
+"""Check a bundle against its checkpoint: every file and every weight derived again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.export.config import load_config
+from shoal.export.fidelity import Fidelity
+from shoal.export.pipeline import (
+    DEFAULT_FIDELITY_TOKENS,
+    TextChoice,
+    open_model,
+    serialized,
+    transfer_of,
+)
+from shoal.export.weights import CompareSink, Progress
+from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from shoal.graphs.errors import ExportError
+from shoal.graphs.manifest import Manifest
+from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
+from shoal.graphs.quantize import BLOCK_SIZES
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """How a bundle compares with the checkpoint it was made from.
+
+    Attributes:
+        tensors: how many tensors of weights.bin were compared.
+        differing: names of the tensors and files that differ; empty when all is well.
+        fidelity: measured again, or None without a tokenizer.
+    """
+
+    tensors: int
+    differing: tuple[str, ...]
+    fidelity: Fidelity | None
+
+
+def verify_against_checkpoint(
+    bundle: Path,
+    checkpoint: Path,
+    *,
+    fidelity_text: Path | None = None,
+    fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
+    progress: Progress = lambda done, total, what: None,
+) -> VerifyReport:
+    """Derive every file of a bundle from the checkpoint again and compare.
+
+    Args:
+        bundle: the bundle folder; its own bytes are checked by ``shoal verify`` beforehand.
+        checkpoint: the checkpoint it is said to come from.
+        fidelity_text: as in ``export_bundle``.
+        fidelity_tokens: as in ``export_bundle``.
+        progress: called with (bytes compared, bytes in all, tensor name).
+
+    Raises:
+        BundleError: the manifest is damaged.
+        ConfigError: the checkpoint is not supported.
+        CheckpointError: the checkpoint is incomplete or damaged.
+        ExportError: the bundle was made from a checkpoint with another config.
+    """
+    where = bundle / MANIFEST_FILE
+    manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
+    if load_config(checkpoint)[0] != manifest.config:
+        raise ExportError(
+            f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
+            "name the right one or export it again"
+        )
+    choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
+    model = open_model(checkpoint, _block_size_of(manifest, bundle), choice)
+    differing = [
+        GRAPH_FILES[role]
+        for role, graph in model.graphs.models.items()
+        if _content(bundle / GRAPH_FILES[role]) != serialized(graph)
+    ]
+    differing += [
+        name for name in TOKENIZER_FILES if _content(bundle / name) != _content(checkpoint / name)
+    ]
+    sink = CompareSink(
+        bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
+    )
+    try:
+        measured = transfer_of(model, sink).run()
+    finally:
+        sink.close()
+    return VerifyReport(
+        tensors=len(manifest.tensors),
+        differing=(*differing, *sink.differing),
+        fidelity=measured,
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _block_size_of(manifest: Manifest, bundle: Path) -> int | None:
+    """The block size a bundle was exported with, read off the shapes of its scales."""
+    if manifest.weights != "int8":
+        return None
+    sizes = {
+        math.prod(manifest.tensors[name].shape) // math.prod(info.shape)
+        for name, info in (
+            (key.removesuffix(SCALES_SUFFIX), value)
+            for key, value in manifest.tensors.items()
+            if key.endswith(SCALES_SUFFIX)
+        )
+        if name in manifest.tensors
+    }
+    if not sizes or max(sizes) not in BLOCK_SIZES:
+        raise ExportError(f"{bundle}: has no int8 weights of shoal's block sizes; export it again")
+    return max(sizes)
