@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import Tensor
 
 from shoal.export.assemble import Graphs, build_graphs
 from shoal.export.checkpoint import Checkpoint
@@ -157,10 +158,16 @@ def _write_files(
     position = 0 if point is None else point.position
     _check_space(bundle, work, plan.total_bytes - position)
     files = _write_small_files(checkpoint, bundle, model.graphs, work)
-    sink = FileSink(work, bundle, plan, progress, position)
+    sink = FileSink(work, bundle, plan, progress, point)
 
-    def note(streams: dict[str, Any] | None) -> None:
-        journal.write(ResumePoint(position=sink.sync(), streams=streams))
+    def note(streams: dict[str, Tensor]) -> None:
+        # A killed process leaves behind what it has written. Only against a machine that goes down
+        # must it be on disk: after every layer for those who resume, else once, at the end.
+        position, sha256 = sink.reached(sync=resume)
+        with writing(bundle):
+            journal.write(
+                ResumePoint(position=position, sha256=sha256, streams=streams), sync=resume
+            )
 
     try:
         measured = transfer_of(model, sink).run(point, note)
