@@ -31,7 +31,7 @@ from shoal.graphs.errors import CheckpointError
 from shoal.runtime import open_bundle
 from shoal.runtime.tokenizer import Tokenizer as RuntimeTokenizer
 
-CORPUS = Path(__file__).parents[2] / "export" / "data" / "fidelity.txt"
+CORPUS = Path(__file__).parents[2] / "graphs" / "data" / "shipped.txt"
 KIMI_TOKENS = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 10: "<|tool_call|>"}
 CHINESE = "大江东去，浪淘尽，千古风流人物。故垒西边，人道是，三国周郎赤壁。乱石穿空，惊涛拍岸，"
 WORDS = ["Hello", " world", "don't", "I'M", "CamelCase", "HTTPServer", " the", "naïve", "ſ", "'S"]
