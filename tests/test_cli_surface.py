@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
 MACHINE = ["--kernels", "--max-context", "--max-memory", "--threads"]
+HUB = ["--revision", "--token"]
 SURFACE = {
     "export": [
+        *HUB,
         "--block-size",
         "--dry-run",
         "--fidelity-text",
@@ -49,7 +51,7 @@ SURFACE = {
         "--top-p",
         "BUNDLE",
     ],
-    "verify": ["--checkpoint", "BUNDLE"],
+    "verify": [*HUB, "--checkpoint", "BUNDLE"],
     "inspect": ["BUNDLE|CHECKPOINT"],
     "bench": [
         *MACHINE,
