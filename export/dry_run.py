@@ -36,7 +36,7 @@ def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]
     block_size = args.block_size if args.weights == "int8" else None
     model = open_model(checkpoint, block_size, choice)
     config, plan = model.config, model.graphs.plan
-    contents = small_files(checkpoint, model.graphs)
+    contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}
     files[WEIGHTS_FILE] = plan.total_bytes
     parameters, active = count_parameters(config, plan)
