@@ -16,6 +16,7 @@ from shoal.graphs.contract import (
 )
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, ModelInfo, checksum
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -63,7 +64,7 @@ def open_bundle(
     """
     settings = choose_settings(kernels, threads)
     bundle = Bundle.open(path)
-    if bundle.manifest.weights == "fp32":  # no native kernel is offered for its ops
+    if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
         if kernels == "native":
             raise RuntimeFailure(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "
