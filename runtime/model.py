@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from shoal.graphs.contract import (
     cache_input,
     cache_output,
@@ -162,6 +164,18 @@ class Model:
         routing = self.new_context().step(ids, logits="none", routing=True).routing
         assert routing is not None, "routing was asked for"
         return routing
+
+    def head_logits(self, hidden_TD: FloatArray) -> FloatArray:
+        """Logits float32 [T,W] of hidden states that a step gave (``Context.step``).
+
+        Where a vocabulary is large, the logits of a long text are best computed a few at a time.
+        """
+        logits_TW = np.empty((len(hidden_TD), self._info.vocab_size), np.float32)
+        head = self._head.new_binding()
+        head.bind_input("hidden", np.ascontiguousarray(hidden_TD)[None])
+        head.bind_output("logits", logits_TW[None])
+        head.run()
+        return logits_TW
 
     def generate(
         self,
