@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from shoal.runtime.answer import machine_options
 from shoal.runtime.atomic_file import atomic_file
 from shoal.runtime.evaluation.evaluate import evaluate
 from shoal.runtime.evaluation.page import evaluation_page
@@ -25,9 +26,8 @@ def eval_command(args: argparse.Namespace) -> int:
             save_reference=args.save_reference,
             tasks=args.tasks,
             generate=args.generate,
-            kernels=args.kernels,
-            threads=args.threads,
             progress=progress,
+            **machine_options(args),
         )
     if args.html is not None:
         with atomic_file(args.html, "the page") as file:

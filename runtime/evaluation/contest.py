@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.evaluation.stored_reference import StoredReference
@@ -16,7 +17,6 @@ from shoal.runtime.evaluation.subjects import (
 )
 from shoal.runtime.evaluation.windows import Windows
 from shoal.runtime.model import Model
-from shoal.runtime.session import Kernels
 from shoal.runtime.tokenizer import Tokenizer
 
 ModelOrPath = Model | str | Path
@@ -79,11 +79,7 @@ class Contest:
 
 
 def open_contest(
-    models: Sequence[ModelOrPath],
-    reference: ModelOrPath | None,
-    *,
-    kernels: Kernels,
-    threads: int | None,
+    models: Sequence[ModelOrPath], reference: ModelOrPath | None, **open_options: Any
 ) -> Contest:
     """Open the models; see ``evaluate`` for the arguments.
 
@@ -99,7 +95,7 @@ def open_contest(
         entrants = [reference, *(m for m in entrants if _place(m) != _place(reference))]
     if not entrants:
         raise InputError("evaluate: expected a bundle or a checkpoint, found none; name one")
-    subjects = [open_subject(model, kernels=kernels, threads=threads) for model in entrants]
+    subjects = [open_subject(model, **open_options) for model in entrants]
     tokenizer, digest = shared_tokenizer(subjects)
     return Contest(
         subjects=subjects,

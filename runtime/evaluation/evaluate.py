@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.evaluation.bootstrap import Bootstrap
@@ -38,7 +39,6 @@ from shoal.runtime.evaluation.results import Evaluation, GenerationScore, ModelR
 from shoal.runtime.evaluation.subjects import config_sha256
 from shoal.runtime.evaluation.window_pass import WindowPass
 from shoal.runtime.evaluation.windows import Windows, cut_windows
-from shoal.runtime.session import Kernels
 
 DEFAULT_WINDOW = 512
 
@@ -56,9 +56,8 @@ def evaluate(
     save_reference: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
     generate: int = 0,
-    kernels: Kernels = "auto",
-    threads: int | None = None,
     progress: Progress = lambda done, total, what: None,
+    **open_options: Any,
 ) -> Evaluation:
     """Measure how good models are on texts and tasks, and how close to a reference.
 
@@ -73,14 +72,14 @@ def evaluate(
         save_reference: keep what the reference predicts in this file.
         tasks: files of multiple-choice items in HellaSwag's format.
         generate: compare this many greedy tokens after the first windows' beginnings; 0 for none.
-        kernels: for bundles given as folders, as in ``open_bundle``.
-        threads: likewise.
         progress: called while tokens are read.
+        open_options: those of ``open_bundle``, for bundles given as folders; ``threads`` holds for
+            checkpoints too.
 
     Raises:
         ShoalError: a model, text, task or reference cannot be read, or they do not belong together.
     """
-    contest = open_contest(models, reference, kernels=kernels, threads=threads)
+    contest = open_contest(models, reference, **open_options)
     contest.check_window(window)
     cut = cut_windows([Path(text) for text in texts], contest.tokenizer, window, tokens)
     contest.check_stored(cut)

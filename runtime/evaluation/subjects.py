@@ -19,7 +19,6 @@ from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import checksum
 from shoal.runtime.extras import load_export
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.session import Kernels
 from shoal.runtime.step import FloatArray
 from shoal.runtime.tokenizer import Tokenizer, load_tokenizer
 
@@ -61,7 +60,7 @@ class BundleSubject:
         self.weight_bytes = sum(tensor.size for tensor in manifest.tensors.values())
         self.num_parameters = manifest.model.parameters
         self.vocab_size = manifest.model.vocab_size
-        self.max_length = manifest.model.max_position_embeddings
+        self.max_length = model.max_context
         self.moe_layers = manifest.model.moe_layers
         self.num_experts_per_tok = manifest.model.num_experts_per_tok
         self.config = manifest.config
@@ -85,15 +84,13 @@ class BundleSubject:
         return list(islice(self._model.generate(ids, max_new_tokens=count, stop_tokens=()), count))
 
 
-def open_subject(
-    model: Model | str | Path, *, kernels: Kernels = "auto", threads: int | None = None
-) -> Subject:
+def open_subject(model: Model | str | Path, **open_options: Any) -> Subject:
     """Open what is to be evaluated.
 
     Args:
         model: an open model, a bundle folder or a checkpoint folder.
-        kernels: for bundles, as in ``open_bundle``.
-        threads: as in ``open_bundle``.
+        open_options: for bundle folders, those of ``open_bundle``; of them a checkpoint takes
+            ``threads``.
 
     Raises:
         BundleError: a bundle is damaged.
@@ -107,9 +104,9 @@ def open_subject(
         open_checkpoint = load_export(
             "shoal.export.evaluation", "CheckpointSubject", what="evaluating a checkpoint"
         )
-        subject: Subject = open_checkpoint(path, threads=threads)
+        subject: Subject = open_checkpoint(path, threads=open_options.get("threads"))
         return subject
-    return BundleSubject(open_bundle(path, kernels=kernels, threads=threads))
+    return BundleSubject(open_bundle(path, **open_options))
 
 
 def config_sha256(subject: Subject) -> str:
