@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from shoal.graphs.contract import (
     cache_input,
     cache_output,
@@ -195,12 +193,7 @@ class Model:
 
         Where a vocabulary is large, the logits of a long text are best computed a few at a time.
         """
-        logits_TW = np.empty((len(hidden_TD), self._info.vocab_size), np.float32)
-        head = self._head.new_binding()
-        head.bind_input("hidden", np.ascontiguousarray(hidden_TD)[None])
-        head.bind_output("logits", logits_TW[None])
-        head.run()
-        return logits_TW
+        return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
     def generate(
         self,

@@ -10,7 +10,6 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from shoal.runtime.eval_options import add_eval_options
 from shoal.runtime.option_types import (
     byte_count,
     draft_length,
@@ -22,6 +21,7 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
+from shoal.runtime.options_eval import add_eval_options
 
 DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048

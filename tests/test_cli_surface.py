@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime import cli, eval_options, extras, options
+from shoal.runtime import cli, extras, options, options_eval
 from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -282,4 +282,4 @@ def test_defaults_shown_for_export_are_the_exporters() -> None:
 def test_default_shown_for_eval_is_the_evaluations() -> None:
     from shoal.runtime.evaluation import evaluate
 
-    assert eval_options.DEFAULT_EVAL_WINDOW == evaluate.DEFAULT_WINDOW
+    assert options_eval.DEFAULT_EVAL_WINDOW == evaluate.DEFAULT_WINDOW
