@@ -368,6 +368,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure what drafts of the multi-token-prediction module bring",
     )
+    verb.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
+        "temperature, memory bandwidth and what share of it is used, and print a line for the "
+        "table in docs/benchmarks.md",
+    )
     _add_machine(verb)
 
 

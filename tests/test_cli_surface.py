@@ -63,6 +63,7 @@ SURFACE = {
         "--new-tokens",
         "--prefill",
         "--repeats",
+        "--report",
         "--speculate",
         "BUNDLE",
     ],
