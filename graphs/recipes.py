@@ -28,7 +28,7 @@ _KIND_BY_PART = {
     ".self_attn.w_u": "attention_latent",
     ".self_attn.o_proj.": "attention_output",
     ".self_attn.": "attention_input",
-    ".mlp.": "dense",
+    "mlp.": "dense",
 }
 _OTHER = "other"  # the projection that joins the inputs of an MTP module
 

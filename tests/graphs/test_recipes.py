@@ -26,6 +26,7 @@ from shoal.graphs.recipes import (
         ("layers.3.self_attn.w_uv", "attention_latent"),
         ("layers.3.self_attn.o_proj.weight", "attention_output"),
         ("layers.0.mlp.down_proj.weight", "dense"),
+        ("layers.0.dense_mlp.down_proj.weight", "dense"),
         ("layers.3.mlp.shared_experts.down_proj.weight", "shared_experts"),
         ("layers.3.mlp.experts.gate_up", "experts"),
         ("mtp.0.mlp.experts.down", "experts"),
@@ -41,9 +42,7 @@ def test_a_recipe_has_a_format_for_every_kind(name: str) -> None:
     assert set(RECIPES[name].formats) == set(KINDS)
 
 
-def test_the_default_takes_no_more_than_eight_and_a_half_bits_and_blocks_that_can_be_drafted_on() -> (
-    None
-):
+def test_the_default_takes_eight_and_a_half_bits_in_blocks_that_allow_drafts() -> None:
     formats = RECIPES[DEFAULT_RECIPE].formats.values()
     assert {form.stored_bits for form in formats} == {8.5}
     assert max(form.block_size for form in formats) <= 64
