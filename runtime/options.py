@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from shoal.runtime.option_types import (
+    byte_count,
     draft_length,
     length_list,
     non_negative_float,
@@ -390,7 +391,7 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         "--threads",
         type=positive_int,
         metavar="N",
-        help="threads to compute with (default: one per physical core)",
+        help="threads to compute with (default: one per big core)",
     )
     group.add_argument(
         "--kernels",
@@ -398,6 +399,20 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
         "auto takes what is there (default: auto)",
+    )
+    group.add_argument(
+        "--max-context",
+        type=positive_int,
+        metavar="N",
+        help="tokens a context may hold; refused at once if that does not fit into memory "
+        "(default: as many as the model can read)",
+    )
+    group.add_argument(
+        "--max-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="memory to take beside the mapped weights, such as 800M or 2G; contexts end where it "
+        "is used up, unless --max-context is given (default: what the machine has)",
     )
 
 
