@@ -63,7 +63,7 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         model = assembly.model([], doc=f"shoal {role} graph of a {config.model_type} model")
         if recipe is not None:
             formats |= quantize_weights(model, recipe)
-        place_weights(model, plan)
+        place_weights(model, plan, {name for name, form in formats.items() if form.bits == 4})
         _add_functions(model)
         models[role] = ir.to_proto(model)
     return Graphs(models=models, plan=plan, formats=formats)

@@ -100,6 +100,14 @@ def _recipe(name: str, meaning: str, block_size: int, *two_terms: str) -> Recipe
     return Recipe(name=name, meaning=meaning, formats=MappingProxyType(formats))
 
 
+def _with_int4_experts() -> Recipe:
+    int8 = _recipe(
+        "int4-experts", "routed experts in 4 bits, the rest as int8", 64, *_SENSITIVE
+    )
+    experts = WeightFormat(bits=4, block_size=32)
+    return replace(int8, formats=MappingProxyType({**int8.formats, "experts": experts}))
+
+
 _SENSITIVE = ("dense", "attention_input")
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -114,6 +122,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 *_SENSITIVE,
                 *("attention_output", "shared_experts", "head"),
             ),
+            _with_int4_experts(),
         )
     }
 )
