@@ -12,7 +12,7 @@ from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
 from shoal.runtime import open_bundle, session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.session import default_threads
+from shoal.runtime.machine import default_threads, read_cpu
 
 TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
@@ -57,7 +57,7 @@ def refusal(error, folder):
 def test_options_are_reported_and_defaults_chosen(fp32_bundle, int8_bundle):
     best = "native" if isinstance(find_library(), KernelLibrary) else "portable"
     model = open_bundle(str(int8_bundle), kernels="auto")
-    assert (model.threads, model.kernels) == (default_threads(), best)
+    assert (model.threads, model.kernels) == (default_threads(read_cpu()), best)
     assert model.config["model_type"] == "deepseek_v3"
     assert open_bundle(int8_bundle, threads=3, kernels="portable").kernels == "portable"
     assert open_bundle(fp32_bundle, threads=3, kernels="portable").threads == 3
