@@ -21,6 +21,7 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
+from shoal.runtime.options_eval import add_eval_options
 
 DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -45,6 +46,7 @@ VERBS = {
     "run": "generate text, or chat when no prompt is given",
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
+    "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
     "doctor": "say what this machine and this installation can do",
 }
@@ -81,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
+    add_eval_options(evaluation := _add_verb(verbs, "eval"))
+    _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
@@ -217,6 +221,23 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="go on with the dialogue kept in this file, if it exists, and keep it there",
+    )
+    verb.add_argument(
+        "--loop",
+        action="store_true",
+        help="answer each line of stdin, or each JSON object with --json (docs/service.md)",
+    )
+    verb.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="--loop for lines that come through a socket: a path such as ./shoal.sock, or "
+        "HOST:PORT of a loopback address",
+    )
+    verb.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr which kernels run, with how many threads and how much memory",
     )
     _add_sampling(verb.add_argument_group("sampling"))
     _add_dialogue(verb.add_argument_group("prompt format"))
@@ -356,6 +377,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         "--speculate",
         action="store_true",
         help="also measure what drafts of the multi-token-prediction module bring",
+    )
+    verb.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
+        "temperature, memory bandwidth and what share of it is used, and print a line for the "
+        "table in docs/benchmarks.md",
     )
     _add_machine(verb)
 
