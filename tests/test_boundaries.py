@@ -29,8 +29,10 @@ for name in sys.argv[2].split(","):
 print(",".join(sys.modules))
 """
 
-TORCH_SIDE = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers")
-TORCH_SIDE += ("huggingface_hub",)
+TORCH_SIDE = (
+    *("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
+    *("transformers", "huggingface_hub"),
+)
 ADAPTER = "shoal.export.optimum"
 REGISTER_FILE = ROOT / "export" / "optimum" / "register" / "register_shoal.py"
 

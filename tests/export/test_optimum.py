@@ -13,6 +13,7 @@ from tests.tolerances import BUNDLE_LOGITS
 from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM, pipeline
 
 from shoal.export.optimum import ShoalForCausalLM, causal_lm
+from shoal.export.optimum.context_cache import ContextCache
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 
@@ -75,13 +76,13 @@ def test_beams_of_one_prompt_share_its_computation(
     model: ShoalForCausalLM, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    one_row = causal_lm.ContextCache._read_row
+    one_row = ContextCache._read_row
 
     def counted(self: Any, row: int, early: list[int], late: list[int]) -> torch.Tensor:
         read.append(len(early) + len(late))
         return one_row(self, row, early, late)
 
-    monkeypatch.setattr(causal_lm.ContextCache, "_read_row", counted)
+    monkeypatch.setattr(ContextCache, "_read_row", counted)
     model.generate(**batch, max_new_tokens=2, num_beams=4, do_sample=False)
     assert sorted(read) == sorted([*batch["attention_mask"].sum(1).tolist(), *[1] * 12])
 

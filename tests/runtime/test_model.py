@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -91,7 +92,8 @@ def test_text_goes_to_ids_and_back(fp32_bundle):
     assert model.encode("Once upon a time", add_special_tokens=False) == ids[1:]
     assert model.decode(ids) == "Once upon a time"
     assert model.decode(ids, skip_special_tokens=False).startswith("<|begin_of_sentence|>")
-    for wrong in (3, "\ud800"):
+    wrongs: tuple[Any, ...] = (3, "\ud800")
+    for wrong in wrongs:
         with pytest.raises(InputError, match="encode expects"):
             model.encode(wrong)
     with pytest.raises(InputError, match="token id 4096"):
