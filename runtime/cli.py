@@ -34,6 +34,7 @@ RUNTIME_COMMANDS = {
     "run": ("shoal.runtime.run_command", "run_command"),
     "verify": ("shoal.runtime.verify_command", "verify_command"),
     "inspect": ("shoal.runtime.inspect", "inspect_command"),
+    "eval": ("shoal.runtime.eval_command", "eval_command"),
     "bench": ("shoal.runtime.bench", "bench_command"),
     "doctor": ("shoal.runtime.doctor", "doctor_command"),
 }

@@ -188,6 +188,13 @@ class Model:
         assert routing is not None, "routing was asked for"
         return routing
 
+    def head_logits(self, hidden_TD: FloatArray) -> FloatArray:
+        """Logits float32 [T,W] of hidden states that a step gave (``Context.step``).
+
+        Where a vocabulary is large, the logits of a long text are best computed a few at a time.
+        """
+        return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
+
     def generate(
         self,
         ids: TokenIds,

@@ -21,6 +21,7 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
+from shoal.runtime.options_eval import add_eval_options
 
 DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -45,6 +46,7 @@ VERBS = {
     "run": "generate text, or chat when no prompt is given",
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
+    "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
     "doctor": "say what this machine and this installation can do",
 }
@@ -81,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
+    add_eval_options(evaluation := _add_verb(verbs, "eval"))
+    _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():

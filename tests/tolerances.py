@@ -8,6 +8,10 @@ FLOAT32_SUMS = 1e-5
 SAMPLING_PROBABILITY = 1e-12
 """Relative: float64 sums of up to a few thousand terms in different orders."""
 
+STORED_LOG_PROBABILITY = 5e-4
+"""Nats: stored references hold log-probabilities in steps of 1/2048, so each is off by at most half
+of that, and their sum is brought back to 1."""
+
 PARITY = 1e-4
 """Absolute, of float32 logits of order 1 to 10 after a few layers: torch against transformers,
 which expands keys and values, multiplies in another order and sums experts in another order."""
