@@ -63,8 +63,10 @@ def test_new_enough_onnxruntime_is_none(version: str) -> None:
 
 
 def test_good_machines_have_no_warnings() -> None:
-    assert doctor.machine_warnings(PI5) == []
-    assert doctor.machine_warnings(PC) == []
+    assert doctor.machine_warnings(PI5, has_native=False) == []
+    assert doctor.machine_warnings(PC, has_native=False) == []
+    pi4 = replace(PI5, features=())
+    assert doctor.machine_warnings(pi4, has_native=True) == [], "NEON kernels need no dot product"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_good_machines_have_no_warnings() -> None:
     ],
 )
 def test_what_slows_a_machine_down_is_a_warning(cpu: Cpu, text: str) -> None:
-    (warning,) = doctor.machine_warnings(cpu)
+    (warning,) = doctor.machine_warnings(cpu, has_native=False)
     assert text in warning
 
 

@@ -209,6 +209,18 @@ def test_weights_beyond_memory_are_said_to_come_from_disk() -> None:
     assert warnings_for(need, own + 26_000_000_000) == []
 
 
+def test_limits_of_the_process_alone_do_not_push_weights_to_disk() -> None:
+    need = bundle_need(manifest(), "native")
+    own = need.anonymous_bytes(512)
+    for limits in (
+        {"memory": memory(1 << 34), "max_memory": own + 1},
+        {"memory": memory(own + 1, limited_by="the limit of data (ulimit -d)")},
+    ):
+        room = find_room(need, resident=None, threads=1, **limits)  # type: ignore[arg-type]
+        assert room is not None
+        assert fit.fit_warnings("b", need, room, 512) == []
+
+
 def test_memory_in_swap_is_said() -> None:
     need = bundle_need(manifest(), "native")
     own = need.anonymous_bytes(512)
