@@ -42,7 +42,7 @@ on stderr says why and what to do), 2 wrong usage, 130 stopped with Ctrl-C.
 """
 
 VERBS = {
-    "export": "make a bundle from a Hugging Face checkpoint folder",
+    "export": "make a bundle from a Hugging Face checkpoint folder or a GGUF file",
     "run": "generate text, or chat when no prompt is given",
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
@@ -129,7 +129,9 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
     )
     verb.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or ORG/NAME on the hub"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, .gguf file, or ORG/NAME on the hub",
     )
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
@@ -326,7 +328,10 @@ def _add_inspect(verb: argparse.ArgumentParser) -> None:
     )
     verb.epilog = "example:\n  shoal inspect build/tiny --json"
     verb.add_argument(
-        "path", metavar="BUNDLE|CHECKPOINT", type=Path, help="bundle or checkpoint folder"
+        "path",
+        metavar="BUNDLE|CHECKPOINT",
+        type=Path,
+        help="bundle or checkpoint: a folder or .gguf file",
     )
 
 
