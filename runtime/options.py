@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(_add_verb(verbs, "bench"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
-        _add_common(verb)
+        add_common_options(verb)
     return parser
 
 
@@ -105,7 +105,8 @@ def _add_verb(
     )
 
 
-def _add_common(verb: argparse.ArgumentParser) -> None:
+def add_common_options(verb: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
     verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     verb.add_argument(
         "--debug",
@@ -133,6 +134,11 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="folder, .gguf file, or ORG/NAME on the hub",
     )
+    add_export_options(verb)
+
+
+def add_export_options(verb: argparse.ArgumentParser) -> None:
+    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",
