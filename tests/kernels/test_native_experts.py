@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_sparse_experts import choose, grid, tie_bound
+from tests.graphs.op_inputs import choose, grid, tie_bound
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.sparse_experts import sparse_experts

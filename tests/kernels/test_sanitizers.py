@@ -18,7 +18,7 @@ EXERCISE = """
 import sys
 from pathlib import Path
 from tests.graphs.one_op import OneOpModels
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
 models = OneOpModels(Path(sys.argv[2]), Path(sys.argv[1]), threads=2)
