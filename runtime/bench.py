@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from shoal.graphs.errors import InputError
+from shoal.runtime.answer import machine_options
 from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
-from shoal.runtime.machine import ResidentMemory, read_cpu, read_resident
+from shoal.runtime.machine import read_cpu
+from shoal.runtime.memory import ResidentMemory, read_resident
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.report import (
     format_bytes,
@@ -34,7 +36,7 @@ def bench_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal bench``."""
     before = read_resident()
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
+    model = open_bundle(args.bundle, **machine_options(args))
     load_s = time.perf_counter() - started_s
     loaded = read_resident()
     if args.speculate and not model.can_draft:
@@ -151,7 +153,7 @@ def _token_bytes(model: Model, depth: int) -> int:
 
 
 def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ...]:
-    limit = model.manifest.model.max_position_embeddings
+    limit = model.max_context
     too_long = [length for length in lengths if length + room > limit]
     if too_long:
         listed = ", ".join(map(str, too_long))

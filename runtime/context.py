@@ -80,7 +80,7 @@ class Context:
 
     @property
     def max_length(self) -> int:
-        """Number of tokens the model can read (max_position_embeddings)."""
+        """Number of tokens it may hold (max_position_embeddings or max_context)."""
         return self.cache.max_length
 
     @property
@@ -304,7 +304,7 @@ class Context:
     def _too_long(self, length: int) -> InputError:
         return InputError(
             f"context: {length} tokens are more than the model's {self.max_length} "
-            "(max_position_embeddings); shorten the prompt or start a new context"
+            "(max_position_embeddings or max_context); shorten the prompt or start a new context"
         )
 
     def _drop_peeked(self) -> None:

@@ -64,7 +64,7 @@ class Generation(Iterator[int]):
         if len(ids) > context.max_length:
             raise InputError(
                 f"context: a prompt of {len(ids)} tokens is more than the model's "
-                f"{context.max_length} (max_position_embeddings); shorten it"
+                f"{context.max_length} (max_position_embeddings or max_context); shorten it"
             )
         if options.stop and tokenizer is None:
             raise InputError("stop: stop strings need a tokenizer, which this bundle has not")

@@ -21,6 +21,7 @@ from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
 from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
+from shoal.runtime.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
@@ -37,19 +38,28 @@ _EMBEDDING = "embed_tokens.weight"
 
 
 def open_bundle(
-    path: str | Path, *, kernels: Kernels = "auto", threads: int | None = None
+    path: str | Path,
+    *,
+    kernels: Kernels = "auto",
+    threads: int | None = None,
+    max_context: int | None = None,
+    max_memory: int | None = None,
 ) -> Model:
     """Open a bundle for running.
 
     Args:
         path: the bundle folder.
         kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
-        threads: threads that compute; None for one per physical core available.
+        threads: threads that compute; None for one per big core available.
+        max_context: tokens a context may hold; None for as many as the model can read.
+        max_memory: bytes this process may take for itself, beside the mapped weights; without
+            ``max_context``, a context may hold as many tokens as fit into that.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.
         InputError: an unknown value of an option.
-        RuntimeFailure: not enough memory, or native kernels that are not there.
+        RuntimeFailure: not enough memory, said before anything is loaded, or native kernels that
+            are not there.
     """
     settings = choose_settings(kernels, threads)
     bundle = Bundle.open(path)
@@ -60,7 +70,16 @@ def open_bundle(
                 "portable, or export with --weights int8"
             )
         settings = dataclasses.replace(settings, kernels="portable", library=None)
-    return Model(bundle, settings)
+    need = bundle_need(bundle.manifest, settings.kernels)
+    tokens = choose_context(
+        str(path),
+        need,
+        settings.threads,
+        max_context=max_context,
+        max_memory=max_memory,
+        advice=native_advice(bundle.manifest, settings.kernels),
+    )
+    return Model(bundle, settings, tokens)
 
 
 class Model:
@@ -69,13 +88,14 @@ class Model:
     Args:
         bundle: where it lies.
         settings: threads and kernels.
+        max_context: tokens a context may hold, at most those the model can read.
     """
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: SessionSettings, max_context: int) -> None:
         self.bundle = bundle
         self.threads = settings.threads
         self.kernels = settings.kernels
-        self._info = bundle.manifest.model
+        self._info = dataclasses.replace(bundle.manifest.model, max_position_embeddings=max_context)
         self._settings = settings
         self._audit = RowAudit()
         self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
@@ -86,6 +106,11 @@ class Model:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
+
+    @property
+    def max_context(self) -> int:
+        """Tokens a context may hold."""
+        return self._info.max_position_embeddings
 
     @property
     def config(self) -> dict[str, Any]:
@@ -238,7 +263,13 @@ class Model:
     def chat_ids(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation, as the bundle's chat template writes it.
+        """Token ids of a conversation; see ``chat_text``."""
+        tokenizer = self._tokenizer
+        text = self.chat_text(messages, add_generation_prompt=add_generation_prompt)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the bundle's chat template writes it, what begins a text included.
 
         Args:
             messages: such as [{"role": "user", "content": "Hello"}], the oldest first.
@@ -247,9 +278,7 @@ class Model:
         Raises:
             InputError: no tokenizer, no chat template, or one that refuses the messages.
         """
-        tokenizer = self._tokenizer
-        text = self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """Answer a conversation, piece by piece.

@@ -12,6 +12,7 @@ from shoal.graphs.errors import InputError
 from shoal.runtime.answer import (
     Answer,
     answer_report,
+    machine_options,
     sampling_options,
     stream_answer,
     write_speed,
@@ -33,7 +34,7 @@ def run_command(args: argparse.Namespace) -> int:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
     prompt = None if interactive else read_prompt(args.prompt)
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
+    model = open_bundle(args.bundle, **machine_options(args))
     load_s = time.perf_counter() - started_s
     chat = wants_chat(args, model)
     dialogue = _open_dialogue(args, model, chat)

@@ -101,6 +101,7 @@ class FakeGeneration:
 class FakeModel:
     threads = 2
     kernels = "portable"
+    max_context = LIMIT
 
     def __init__(self, *, template: bool = False) -> None:
         self.has_chat_template = template

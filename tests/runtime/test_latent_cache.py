@@ -6,7 +6,7 @@ import pytest
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import latent_cache
 from shoal.runtime.latent_cache import LatentCache
-from shoal.runtime.machine import Memory
+from shoal.runtime.memory import Memory
 
 
 def new_cache(max_length=1000):

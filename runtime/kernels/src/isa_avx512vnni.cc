@@ -12,6 +12,7 @@
 #include <cfloat>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "isa.h"
 #include "scratch.h"

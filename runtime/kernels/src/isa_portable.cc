@@ -1,5 +1,6 @@
 // The portable version of the inner loops.
 #include <initializer_list>
+#include <type_traits>
 
 #include "vec_portable.h"
 
