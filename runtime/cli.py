@@ -35,6 +35,8 @@ RUNTIME_COMMANDS = {
     "verify": ("shoal.runtime.verify_command", "verify_command"),
     "inspect": ("shoal.runtime.inspect", "inspect_command"),
     "bench": ("shoal.runtime.bench", "bench_command"),
+    "pack": ("shoal.runtime.pack_command", "pack_command"),
+    "unpack": ("shoal.runtime.pack_command", "unpack_command"),
     "doctor": ("shoal.runtime.doctor", "doctor_command"),
 }
 EXPORT_COMMANDS = {

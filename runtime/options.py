@@ -21,6 +21,7 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
+from shoal.runtime.pack_options import add_pack_options, add_unpack_options
 
 DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -46,6 +47,8 @@ VERBS = {
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
     "bench": "measure load time, prefill and decode speed, and memory",
+    "pack": "put a bundle into one file to copy to a device",
+    "unpack": "make a bundle folder of such a file",
     "doctor": "say what this machine and this installation can do",
 }
 
@@ -82,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
     _add_bench(_add_verb(verbs, "bench"))
+    add_pack_options(_add_verb(verbs, "pack"))
+    add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
         _add_common(verb)

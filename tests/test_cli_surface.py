@@ -62,6 +62,8 @@ SURFACE = {
         "--speculate",
         "BUNDLE",
     ],
+    "pack": ["--fetch", "--python", "--wheels", "BUNDLE", "FILE"],
+    "unpack": ["FILE", "FOLDER"],
     "doctor": ["BUNDLE"],
 }
 
@@ -227,6 +229,8 @@ def test_missing_export_extra_says_what_to_install(
         ["verify", "NOWHERE"],
         ["inspect", "NOWHERE"],
         ["bench", "NOWHERE"],
+        ["pack", "NOWHERE", "NOWHERE-p"],
+        ["unpack", "NOWHERE", "NOWHERE-b"],
         ["export", "NOWHERE", "NOWHERE-b"],
     ],
 )

@@ -1,8 +1,9 @@
 """The runtime on emulated ARM processors: ``python -m tests.arm``, which ``make test-arm`` calls.
 
-1. The emulator, an aarch64 Debian and the wheel for aarch64 with its dependencies are put into a
-   folder (build/arm, or what SHOAL_ARM_FOLDER names); no root is needed.
-2. tiny-v3 is exported, and this machine answers with it (answers.py, op_cases.py).
+1. The emulator and an aarch64 Debian are put into a folder (build/arm, or what SHOAL_ARM_FOLDER
+   names); no root is needed. tiny-v3 is exported and packed with all wheels that the device needs,
+   which are installed from that file, as on a device without internet.
+2. This machine answers with the bundles (answers.py, op_cases.py).
 3. Each processor runs test_on_arm.py and some of the runtime's and kernels' own tests.
 4. test_from_arm.py goes on here with the contexts that were saved there.
 
@@ -21,7 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.arm.answers import write_answers
+from tests.arm.answers import PACK, write_answers
 from tests.arm.op_cases import write_results
 from tests.arm.sysroot import CPUS, Sysroot, SysrootError
 
@@ -53,7 +54,7 @@ CHOSEN = {
     "neoverse-n1": (),
     "max,sme=off": KERNEL_TESTS,
 }
-# forms_agree compares with int8 products of onnxruntime that differ on ARM (docs/deploy-arm.md)
+# forms_agree tries hundreds of shapes; op_cases.py has a few dozen. The other two build a library.
 LEFT_OUT = "not forms_agree and not no_compiler and not failed_build"
 
 
@@ -66,7 +67,7 @@ def main() -> int:
     args = parser.parse_args()
     folder = Path(os.environ.get("SHOAL_ARM_FOLDER", ROOT / "build" / "arm")).absolute()
     try:
-        sysroot = prepare(folder, find_wheel(args.wheels))
+        sysroot = prepare(folder, args.wheels)
     except SysrootError as error:
         sys.stderr.write(f"error: test-arm: {error}\n")
         return 1
@@ -77,39 +78,48 @@ def main() -> int:
     return 0 if all(passed) else 1
 
 
-def find_wheel(folder: Path) -> Path:
-    """The wheel for aarch64 that ``make wheels`` built."""
-    wheels = list(folder.glob("shoal-*_aarch64.whl"))
-    if len(wheels) != 1:
-        raise SysrootError(
-            f"{folder}: expected one wheel for aarch64, found {len(wheels)}; run make wheels"
-        )
-    return wheels[0]
-
-
-def prepare(folder: Path, wheel: Path) -> Sysroot:
+def prepare(folder: Path, wheels: Path) -> Sysroot:
     """Everything that the processors need, made anew except what was downloaded."""
     start_s = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
     sysroot = Sysroot(folder / "sysroot")
     with ThreadPoolExecutor(2) as pool:
         exports = pool.submit(export_bundles, folder)
         sysroot.set_up()
-        sysroot.install([str(wheel)])
-        sysroot.install(list(TOOLS), target=sysroot.tools)
+        sysroot.install_tools(TOOLS)
         exports.result()
+    sysroot.install_device(pack_for_device(folder, wheels, sysroot.version))
     write_answers(folder / "bundles", folder)
     write_results(new_folder(folder / "ops"), LIBRARY_FILE, folder / "ops.npz")
     print(f"set up in {time.monotonic() - start_s:.0f} s", flush=True)
     return sysroot
 
 
+def pack_for_device(folder: Path, wheels: Path, python: str) -> Path:
+    """Pack as docs/deploy-arm.md says, and take out the wheels, which need no shoal yet."""
+    pack = folder / PACK
+    pack.unlink(missing_ok=True)
+    arguments = ["pack", str(folder / "bundles" / "tiny-int8"), str(pack), "--wheels", str(wheels)]
+    shoal(*arguments, "--fetch", "aarch64", "--python", python)
+    taken_out = new_folder(folder / "taken-out")
+    subprocess.run(["tar", "xf", str(pack), "-C", str(taken_out), "wheels"], check=True)
+    return taken_out / "wheels"
+
+
+def shoal(*arguments: str) -> None:
+    """The command, as it is installed here."""
+    command = [sys.executable, "-m", "shoal.runtime.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SysrootError(f"shoal {arguments[0]}: {done.stderr.strip()}")
+
+
 def export_bundles(folder: Path) -> None:
     """tiny-v3 in both kinds of weights."""
     for weights in ("fp32", "int8"):
         bundle = str(folder / "bundles" / f"tiny-{weights}")
-        command = [sys.executable, "-m", "shoal.runtime.cli", "export", "checkpoints/tiny-v3"]
-        command += [bundle, "--weights", weights, "--no-fidelity", "--force"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        options = ["--weights", weights, "--no-fidelity", "--force"]
+        shoal("export", "checkpoints/tiny-v3", bundle, *options)
 
 
 def new_folder(folder: Path) -> Path:

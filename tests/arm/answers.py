@@ -25,6 +25,9 @@ NUM_NEW_TOKENS = 12
 FORMS = (("tiny-fp32", "portable"), ("tiny-int8", "portable"), ("tiny-int8", "native"))
 """Each bundle in each form that it has."""
 
+PACK = "device.pack"
+"""Bundle and wheels in one file."""
+
 Array = NDArray[Any]
 
 

@@ -20,8 +20,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.runtime.device_wheels import pip_platform
+
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgcc-s1")
-_NEWEST_GLIBC = 41  # 2.41; wheels may ask for an older one, and pip must be told each
 
 
 class SysrootError(Exception):
@@ -95,38 +96,40 @@ class Sysroot:
         """A program that is an aarch64 Python on that processor."""
         return self.folder / f"python-{CPUS[cpu].model}"
 
-    def install(self, requirements: list[str], *, target: Path | None = None) -> None:
-        """Let this machine's pip choose and unpack wheels for aarch64.
+    def install_device(self, wheels: Path) -> None:
+        """Install shoal and what it needs from a folder and nowhere else.
 
-        Args:
-            requirements: requirements or wheel files. With ``target`` exactly these are installed,
-                without it also what they depend on, where Python looks for packages.
-            target: a folder that ``PYTHONPATH`` will name.
+        This machine's pip does it, told what the device is; emulated it would take minutes.
         """
-        place = target or self._packages
-        key = _key(requirements)
-        mark = place / ".installed"
-        if mark.exists() and mark.read_text() == key:
+        if _is_installed(self._packages, key := _key(list(wheels.glob("*.whl")))):
             return
-        shutil.rmtree(place, ignore_errors=True)
-        command = [*pip("install"), "--no-compile", "--target", str(place)]
-        command += pip_platform("aarch64", self._version)
-        _run([*command, *(["--no-deps"] if target else []), *requirements], "a wheel for aarch64")
-        if not target:
-            # Programs that Python starts must be ones that this machine can start.
-            line = "import os, sys; sys.executable = os.environ['EMULATED_PYTHON']\n"
-            (place / "_executable.pth").write_text(line)
+        command = [*_pip_install(self._packages), *pip_platform("aarch64", self.version)]
+        _run([*command, "--no-index", "--find-links", str(wheels), "shoal"], str(wheels))
+        # Programs that Python starts must be ones that this machine can start.
+        line = "import os, sys; sys.executable = os.environ['EMULATED_PYTHON']\n"
+        (self._packages / "_executable.pth").write_text(line)
+        self._finish(self._packages, key)
+
+    def install_tools(self, names: tuple[str, ...]) -> None:
+        """Install exactly these packages where only tests look for them."""
+        if _is_installed(self.tools, key := " ".join(names)):
+            return
+        command = [*_pip_install(self.tools), *pip_platform("aarch64", self.version)]
+        _run([*command, "--no-deps", *names], "tools of the tests")
+        self._finish(self.tools, key)
+
+    def _finish(self, place: Path, key: str) -> None:
         self._compile(place)
-        mark.write_text(key)
+        (place / ".installed").write_text(key)
 
     @property
-    def _version(self) -> str:
+    def version(self) -> str:
         """Of the system's Python: ``3.11``."""
         return os.readlink(self._system / "usr" / "bin" / "python3").removeprefix("python")
 
     @property
     def _packages(self) -> Path:
-        return self._system / f"usr/local/lib/python{self._version}/dist-packages"
+        return self._system / f"usr/local/lib/python{self.version}/dist-packages"
 
     def _fetch_emulator(self) -> None:
         """One static program out of a package 30 times its size."""
@@ -159,10 +162,7 @@ class Sysroot:
 
     def _compile(self, folder: Path) -> None:
         """Bytecode made here, where that is fast, if this Python writes the same."""
-        if (
-            self._system.exists()
-            and f"{sys.version_info[0]}.{sys.version_info[1]}" != self._version
-        ):
+        if self._system.exists() and f"{sys.version_info[0]}.{sys.version_info[1]}" != self.version:
             return
         command = [sys.executable, "-m", "compileall", "-q", "-j", "2", str(folder)]
         subprocess.run(command, capture_output=True, check=False)  # templates need not compile
@@ -187,32 +187,20 @@ class Sysroot:
             "unset PYTHONHOME; ulimit -c 0\n"
             f'export PYTHONNOUSERSITE=1 EMULATED_PYTHON="{launcher}"\n'
             f'exec "{self._qemu}" -cpu "{cpu.model}" -L "{view}" '
-            f'"{self._system}/usr/bin/python{self._version}" "$@"\n'
+            f'"{self._system}/usr/bin/python{self.version}" "$@"\n'
         )
         launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
 
 
-def pip(verb: str) -> list[str]:
-    """The start of a pip command for this Python."""
-    quiet = ["--quiet", "--disable-pip-version-check"]
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        verb,
-        *quiet,
-        *(["--root-user-action=ignore"] * (verb == "install")),
-    ]
+def _pip_install(target: Path) -> list[str]:
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    return [*command, "--root-user-action=ignore", "--no-compile", "--target", str(target)]
 
 
-def pip_platform(machine: str, version: str) -> list[str]:
-    """Options that make pip choose wheels for another machine and Python.
-
-    pip does not know that a wheel for an old glibc runs on a newer one, so each is named.
-    """
-    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(_NEWEST_GLIBC, 16, -1)]
-    options = ["--only-binary=:all:", "--implementation=cp", f"--python-version={version}"]
-    return options + [f"--platform={tag}" for tag in (*tags, f"manylinux2014_{machine}")]
+def _is_installed(place: Path, key: str) -> bool:
+    mark = place / ".installed"
+    return mark.exists() and mark.read_text() == key
 
 
 def _foreign_apt(folder: Path) -> list[str]:
@@ -252,10 +240,8 @@ def _run(command: list[str], what: str) -> None:
         raise SysrootError(f"{what}: {' '.join(command[:4])} ... failed ({reason})")
 
 
-def _key(requirements: list[str]) -> str:
+def _key(wheels: list[Path]) -> str:
     digest = hashlib.sha256()
-    for each in sorted(requirements):
-        path = Path(each)
-        digest.update(path.read_bytes() if path.is_file() else each.encode())
-        digest.update(b"\0")
+    for wheel in sorted(wheels):
+        digest.update(wheel.name.encode() + wheel.read_bytes())
     return digest.hexdigest()
