@@ -48,6 +48,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p shoal.graphs -p shoal.runtime -p shoal.export
+	$(BIN)/mypy tests
 
 docs: $(STAMP)
 	@mkdir -p docs

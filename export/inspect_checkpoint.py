@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import load_config
 from shoal.export.manifest import token_share
 from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.opening import open_weights, read_config
 from shoal.export.pipeline import DEFAULT_BLOCK_SIZE
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
@@ -42,8 +41,8 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: tensors are missing, unexpected or of a wrong shape.
     """
-    _, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder, config.fp8_block)
+    _, config = read_config(folder)
+    checkpoint = open_weights(folder, config)
     parameters = parameter_sources(config, checkpoint)
     int8, fp32 = planned_tensors(parameters, DEFAULT_BLOCK_SIZE), planned_tensors(parameters, None)
     token_bytes = cache_token_bytes(

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from shoal.export.assemble import Graphs, build_graphs
 from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import ModelConfig, load_config
+from shoal.export.config import ModelConfig
 from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows, read_tokenizer
 from shoal.export.folder import replaced_folder, writing
 from shoal.export.journal import Journal, ResumePoint, fingerprint
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
+from shoal.export.opening import open_tokenizer, open_weights, read_config
 from shoal.export.rope_scaling import LongRopeScaling
-from shoal.export.special_tokens import SpecialTokens, read_special_tokens
-from shoal.export.tokenizer_files import TOKENIZER_FILE, tokenizer_files
+from shoal.export.special_tokens import SpecialTokens
+from shoal.export.tokenizer_files import TOKENIZER_FILE
 from shoal.export.transfer import FidelityText, Transfer
 from shoal.export.weights import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
@@ -92,10 +93,10 @@ def export_bundle(
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
     progress: Progress = lambda done, total, what: None,
 ) -> ExportReport:
-    """Export a Hugging Face checkpoint folder to a bundle.
+    """Export a checkpoint to a bundle.
 
     Args:
-        checkpoint: folder with config.json, *.safetensors and tokenizer files.
+        checkpoint: folder with config.json, *.safetensors and tokenizer files, or a GGUF file.
         bundle: folder to make; appears complete or not at all.
         weights: "int8" or "fp32".
         block_size: weights per int8 scale, a power of two from 16 to 256.
@@ -181,11 +182,10 @@ def _write_files(
 
 def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> ExportModel:
     """Everything of a checkpoint but its weights; what is quick to check is checked first."""
-    raw_config, config = load_config(folder)
-    checkpoint = Checkpoint.open(folder, config.fp8_block)
+    raw_config, config = read_config(folder)
+    checkpoint = open_weights(folder, config)
     parameters = parameter_sources(config, checkpoint)
-    special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
-    tokenizer = tokenizer_files(folder, config.vocab_size)
+    tokenizer, special_tokens = open_tokenizer(folder, raw_config, config.vocab_size)
     text, notes = None, (*parameters.notes, *_rope_notes(config))
     if choice.wanted and block_size is not None:
         text, text_notes = _text(folder, tokenizer, config, choice)

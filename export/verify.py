@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.export.config import load_config
 from shoal.export.fidelity import Fidelity
+from shoal.export.opening import read_config
 from shoal.export.pipeline import (
     DEFAULT_FIDELITY_TOKENS,
     TextChoice,
@@ -63,7 +63,7 @@ def verify_against_checkpoint(
     """
     where = bundle / MANIFEST_FILE
     manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
-    if load_config(checkpoint)[0] != manifest.config:
+    if read_config(checkpoint)[0] != manifest.config:
         raise ExportError(
             f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
             "name the right one or export it again"

@@ -21,7 +21,8 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
-from shoal.runtime.pack_options import add_pack_options, add_unpack_options
+from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
 DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
 DEFAULT_FIDELITY_TOKENS = 2048
@@ -42,10 +43,11 @@ on stderr says why and what to do), 2 wrong usage, 130 stopped with Ctrl-C.
 """
 
 VERBS = {
-    "export": "make a bundle from a Hugging Face checkpoint folder",
+    "export": "make a bundle from a Hugging Face checkpoint folder or a GGUF file",
     "run": "generate text, or chat when no prompt is given",
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
+    "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
     "pack": "put a bundle into one file to copy to a device",
     "unpack": "make a bundle folder of such a file",
@@ -84,12 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
+    add_eval_options(evaluation := _add_verb(verbs, "eval"))
+    _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
     add_pack_options(_add_verb(verbs, "pack"))
     add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
-        _add_common(verb)
+        add_common_options(verb)
     return parser
 
 
@@ -106,7 +110,8 @@ def _add_verb(
     )
 
 
-def _add_common(verb: argparse.ArgumentParser) -> None:
+def add_common_options(verb: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
     verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     verb.add_argument(
         "--debug",
@@ -130,8 +135,15 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
     )
     verb.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or ORG/NAME on the hub"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, .gguf file, or ORG/NAME on the hub",
     )
+    add_export_options(verb)
+
+
+def add_export_options(verb: argparse.ArgumentParser) -> None:
+    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",
@@ -216,6 +228,23 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="go on with the dialogue kept in this file, if it exists, and keep it there",
+    )
+    verb.add_argument(
+        "--loop",
+        action="store_true",
+        help="answer each line of stdin, or each JSON object with --json (docs/service.md)",
+    )
+    verb.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="--loop for lines that come through a socket: a path such as ./shoal.sock, or "
+        "HOST:PORT of a loopback address",
+    )
+    verb.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr which kernels run, with how many threads and how much memory",
     )
     _add_sampling(verb.add_argument_group("sampling"))
     _add_dialogue(verb.add_argument_group("prompt format"))
@@ -310,7 +339,10 @@ def _add_inspect(verb: argparse.ArgumentParser) -> None:
     )
     verb.epilog = "example:\n  shoal inspect build/tiny --json"
     verb.add_argument(
-        "path", metavar="BUNDLE|CHECKPOINT", type=Path, help="bundle or checkpoint folder"
+        "path",
+        metavar="BUNDLE|CHECKPOINT",
+        type=Path,
+        help="bundle or checkpoint: a folder or .gguf file",
     )
 
 
@@ -355,6 +387,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         "--speculate",
         action="store_true",
         help="also measure what drafts of the multi-token-prediction module bring",
+    )
+    verb.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
+        "temperature, memory bandwidth and what share of it is used, and print a line for the "
+        "table in docs/benchmarks.md",
     )
     _add_machine(verb)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.runtime.atomic_file import atomic_file
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.pack_format import (
     BUNDLE_FOLDER,
@@ -61,24 +60,8 @@ def write_pack(
     sources = [*_bundle_sources(bundle), *(_wheel_source(wheel) for wheel in wheels)]
     index = Index(parts=tuple(source.part for source in sources))
     check_space(target.parent, index.pack_bytes())
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _write(file, index, sources, progress)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.rename(name, target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        raise RuntimeFailure(
-            f"{target}: the pack could not be written ({error.strerror or error}); free disk space "
-            "or choose another place"
-        ) from error
+    with atomic_file(target, "the pack") as file:
+        _write(file, index, sources, progress)
     return index
 
 

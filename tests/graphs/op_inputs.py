@@ -72,6 +72,8 @@ def tie_bound(
     bound = np.zeros_like(x)
     for token in np.ndindex(expert_ids.shape[:-1]):
         for e, weight in zip(expert_ids[token], expert_weights[token], strict=True):
+            if e == len(gate_up):
+                continue
             blocks = gate_up[e].reshape(*gate_up_scales[e].shape, -1)
             hidden = swiglu(linear(x[token], blocks, gate_up_scales[e])).reshape(-1, block_size)
             step = np.abs(hidden).max(axis=-1, keepdims=True) / 127
@@ -80,3 +82,11 @@ def tie_bound(
             flips = np.where(is_tie, step, 0).reshape(-1)
             bound[token] += weight * np.abs(dequantize_blocks(down[e], down_scales[e])) @ flips
     return bound
+
+
+def with_nobody(
+    rng: np.random.Generator, chosen: dict[str, Array], share: float
+) -> dict[str, Array]:
+    """Some of the chosen experts become the id that is no expert."""
+    ids = chosen["expert_ids"]
+    return chosen | {"expert_ids": np.where(rng.random(ids.shape) < share, E, ids)}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.op_inputs import E, choose, grid, tie_bound
+from tests.graphs.op_inputs import E, choose, grid, tie_bound, with_nobody
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
@@ -21,10 +21,15 @@ torch_experts: Any = torch_ops.sparse_experts
 
 
 def check_forms(
-    models: OneOpModels, rng: np.random.Generator, chosen: dict[str, Array], block_size: int = 16
+    models: OneOpModels,
+    rng: np.random.Generator,
+    chosen: dict[str, Array],
+    block_size: int = 16,
+    *,
+    with_nobody: bool = False,
 ) -> None:
     """Compare the three forms of both ops, over random weights of E experts."""
-    num_experts = max(E, int(chosen["expert_ids"].max()) + 1)
+    num_experts = max(E, int(chosen["expert_ids"].max()) + (0 if with_nobody else 1))
     d, f, lead = 2 * block_size, 3 * block_size, chosen["expert_ids"].shape[:-1]
     x = grid(rng, (*lead, d), block_size)
     gate_up = rng.standard_normal((num_experts, 2 * f, d), np.float32) * np.float32(1 / d)
@@ -92,6 +97,15 @@ def test_all_tokens_on_one_expert(models: OneOpModels, rng: np.random.Generator)
 def test_experts_that_nobody_chose(models: OneOpModels, rng: np.random.Generator) -> None:
     ids = np.tile(np.array([[5, 2]]), (4, 1))
     check_forms(models, rng, {"expert_ids": ids, "expert_weights": rng.random((4, 2), np.float32)})
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_the_id_after_the_last_is_no_expert(
+    models: OneOpModels, rng: np.random.Generator, tokens: int, share: float
+) -> None:
+    chosen = with_nobody(rng, choose(rng, (tokens,)), share)
+    check_forms(models, rng, chosen, with_nobody=True)
 
 
 def test_all_experts_chosen(models: OneOpModels, rng: np.random.Generator) -> None:

@@ -29,16 +29,16 @@ struct Group {
   int64_t expert, first, count;
 };
 
-// Sorts slots by expert, keeping the order of tokens.
+// Sorts slots by expert, keeping the order of tokens; those of no expert are left out.
 std::vector<Group> sort_slots(const Call& call, const int64_t* ids, const Sizes& sizes,
                               std::vector<int64_t>* order) {
   std::vector<int64_t> starts(static_cast<size_t>(sizes.experts) + 1, 0);
   for (int64_t slot = 0; slot < sizes.slots; ++slot) {
-    if (ids[slot] < 0 || ids[slot] >= sizes.experts) {
-      call.fail("expert_ids: expected 0.." + std::to_string(sizes.experts - 1) + ", found " +
+    if (ids[slot] < 0 || ids[slot] > sizes.experts) {
+      call.fail("expert_ids: expected 0.." + std::to_string(sizes.experts) + ", found " +
                 std::to_string(ids[slot]));
     }
-    ++starts[static_cast<size_t>(ids[slot]) + 1];
+    if (ids[slot] < sizes.experts) ++starts[static_cast<size_t>(ids[slot]) + 1];
   }
   std::vector<Group> groups;
   for (int64_t e = 0; e < sizes.experts; ++e) {
@@ -46,8 +46,9 @@ std::vector<Group> sort_slots(const Call& call, const int64_t* ids, const Sizes&
     if (starts[at + 1] > 0) groups.push_back({e, starts[at], starts[at + 1]});
     starts[at + 1] += starts[at];
   }
-  order->resize(static_cast<size_t>(sizes.slots));
+  order->resize(static_cast<size_t>(starts.back()));
   for (int64_t slot = 0; slot < sizes.slots; ++slot) {
+    if (ids[slot] == sizes.experts) continue;
     (*order)[static_cast<size_t>(starts[static_cast<size_t>(ids[slot])]++)] = slot;
   }
   return groups;
@@ -92,7 +93,7 @@ void compute_hidden(const Int8Weight& gate_up, const Sizes& sizes, const Group& 
 }
 
 // Outputs first..first+count-1 of all tokens.
-void compute_outputs(const Int8Weight& down, const Sizes& sizes, const std::vector<Group>& groups,
+void compute_outputs(Int8Weight down, const Sizes& sizes, const std::vector<Group>& groups,
                      const std::vector<int64_t>& order, const float* weights, int64_t first,
                      int64_t count, const Int8Rows& hidden_slots, float* y) {
   ScratchLayout layout;
@@ -102,7 +103,11 @@ void compute_outputs(const Int8Weight& down, const Sizes& sizes, const std::vect
   for (int64_t t = 0; t < sizes.tokens; ++t) {
     std::memset(y + t * sizes.hidden + first, 0, static_cast<size_t>(count) * sizeof(float));
   }
-  for (const Group& group : groups) {
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const Group& group = groups[g];
+    const bool is_last = g + 1 == groups.size();
+    down.then =
+        is_last ? nullptr : down.codes + (groups[g + 1].expert * sizes.hidden + first) * down.k;
     for (int64_t s = 0; s < group.count; s += kStripSlots) {
       const int64_t strip = std::min(kStripSlots, group.count - s), slot = group.first + s;
       g_isa->product(down, group.expert * sizes.hidden + first, count,
@@ -158,6 +163,7 @@ void SparseExperts::compute(const Call& call) const {
 
   std::vector<int64_t> order;
   const std::vector<Group> groups = sort_slots(call, ids.data, sizes, &order);
+  sizes.slots = static_cast<int64_t>(order.size());
 
   ScratchLayout layout;
   const int64_t hidden_blocks = sizes.hidden_blocks(), width_blocks = sizes.width_blocks();
@@ -185,11 +191,16 @@ void SparseExperts::compute(const Call& call) const {
     }
   });
 
-  const Int8Weight gate_up_weight{gate_up.data, gate_up_scales.data, sizes.hidden, block_};
-  const auto num_groups = static_cast<int64_t>(groups.size());
-  call.parallel(num_groups * width_blocks, [&](int64_t i) {
-    compute_hidden(gate_up_weight, sizes, groups[static_cast<size_t>(i / width_blocks)],
-                   i % width_blocks, x_slots, hidden_slots);
+  const auto num_tasks = static_cast<int64_t>(groups.size()) * width_blocks;
+  call.parallel(num_tasks, [&](int64_t i) {
+    const auto group_of = [&](int64_t task) {
+      return groups[static_cast<size_t>(task / width_blocks)];
+    };
+    Int8Weight weight{gate_up.data, gate_up_scales.data, sizes.hidden, block_};
+    if ((i + 1) % width_blocks == 0 && i + 1 < num_tasks) {
+      weight.then = gate_up.data + group_of(i + 1).expert * 2 * sizes.width * sizes.hidden;
+    }
+    compute_hidden(weight, sizes, group_of(i), i % width_blocks, x_slots, hidden_slots);
   });
 
   const Int8Weight down_weight{down.data, down_scales.data, sizes.width, block_};

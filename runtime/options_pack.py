@@ -1,4 +1,4 @@
-"""The options of ``shoal pack`` and ``shoal unpack``."""
+"""The options of ``shoal pack`` and ``shoal unpack``; part of options.py."""
 
 from __future__ import annotations
 
