@@ -23,6 +23,7 @@ from shoal.runtime.option_types import (
     probability_or_zero,
 )
 from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
 DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own; a test compares them
 DEFAULT_NEW_TOKENS = 256
@@ -48,6 +49,8 @@ VERBS = {
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
     "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
+    "pack": "put a bundle into one file to copy to a device",
+    "unpack": "make a bundle folder of such a file",
     "doctor": "say what this machine and this installation can do",
 }
 
@@ -86,9 +89,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval_options(evaluation := _add_verb(verbs, "eval"))
     _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
+    add_pack_options(_add_verb(verbs, "pack"))
+    add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
-        _add_common(verb)
+        add_common_options(verb)
     return parser
 
 
@@ -105,7 +110,8 @@ def _add_verb(
     )
 
 
-def _add_common(verb: argparse.ArgumentParser) -> None:
+def add_common_options(verb: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
     verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     verb.add_argument(
         "--debug",
@@ -133,6 +139,11 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="folder, .gguf file, or ORG/NAME on the hub",
     )
+    add_export_options(verb)
+
+
+def add_export_options(verb: argparse.ArgumentParser) -> None:
+    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",

@@ -79,6 +79,8 @@ SURFACE = {
         "--speculate",
         "BUNDLE",
     ],
+    "pack": ["--fetch", "--python", "--wheels", "BUNDLE", "FILE"],
+    "unpack": ["FILE", "FOLDER"],
     "doctor": ["BUNDLE"],
 }
 
@@ -248,6 +250,8 @@ def test_missing_export_extra_says_what_to_install(
         ["inspect", "NOWHERE"],
         ["eval", "NOWHERE"],
         ["bench", "NOWHERE"],
+        ["pack", "NOWHERE", "NOWHERE-p"],
+        ["unpack", "NOWHERE", "NOWHERE-b"],
         ["export", "NOWHERE", "NOWHERE-b"],
     ],
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.fidelity import shipped_text
-from shoal.runtime import eval_command
 from shoal.runtime.cli import main
+from shoal.runtime.evaluation.progress import EvalProgress
 
 WINDOW = "64"
 
@@ -184,14 +184,14 @@ def test_ctrl_c_leaves_nothing_behind(
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval_command.EvalProgress, "__call__", stop)
+    monkeypatch.setattr(EvalProgress, "__call__", stop)
     code, out, err = run("--save-reference", tmp_path / "a.ref", "--html", tmp_path / "a.html")
     assert (code, out, err) == (130, "", "stopped\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with eval_command.EvalProgress() as progress:
+    with EvalProgress() as progress:
         progress._last_s = -1e9
         progress(50, 200, "tiny")
         progress._last_s = -1e9

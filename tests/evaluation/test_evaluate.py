@@ -323,8 +323,9 @@ def test_a_stored_reference_of_another_text_is_refused(
     other_text = tmp_path / "other.txt"
     other_text.write_text(text.read_text(encoding="utf-8")[1:], encoding="utf-8")
     options, expected = list(refusals(text, other_text))[number]
+    options = {"window": WINDOW, "reference": stored, **options}
     with pytest.raises(InputError, match=expected):
-        evaluate([int8_model], **({"window": WINDOW, "reference": stored} | options))
+        evaluate([int8_model], **options)
 
 
 def test_a_stored_reference_of_another_model_is_refused(
