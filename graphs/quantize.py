@@ -23,7 +23,8 @@ ZERO_POINT = 128
 LARGEST_CODE = 127
 
 _STRIP_VALUES = 1 << 17  # work in strips of 512 KiB of float32: they stay in the cache
-_NIBBLE_STEPS = (0.80, 0.86, 0.92, 0.96, 1.04, 1.08, 1.14)  # relative to the largest value
+# Of a 4-bit block, in units of its largest value, which gets code -8 or is clipped to it.
+_NIBBLE_STEPS = tuple(share / -8 for share in (1.0, 0.80, 0.86, 0.92, 0.96, 1.04, 1.08, 1.14))
 _SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it 1 / scale could overflow
 
 
@@ -180,22 +181,25 @@ def _best_nibble_steps(blocks: Floats) -> Floats:
         raise ExportError(
             "int4 blocks: expected finite values, found NaN or inf; repair the checkpoint"
         )
-    peak = np.where(np.abs(peak) < 8 * 16 * _SMALLEST_SCALE, np.float32(0), peak)
-    best = peak / np.float32(-8)
-    smallest = _squared_errors(blocks, best)
-    for share in _NIBBLE_STEPS:
-        steps = peak * np.float32(share / -8)
-        errors = _squared_errors(blocks, steps)
+    peak = np.where(np.abs(peak) < 256 * _SMALLEST_SCALE, np.float32(0), peak)
+    reciprocal = np.divide(1.0, peak, out=np.zeros_like(peak), where=peak != 0)
+    shares = blocks * reciprocal[:, None]  # of the largest value, so that squares stay in range
+    best = np.full_like(peak, _NIBBLE_STEPS[0])
+    smallest = _squared_errors(shares, _NIBBLE_STEPS[0])
+    for step in _NIBBLE_STEPS[1:]:
+        errors = _squared_errors(shares, step)
         is_better = errors < smallest
-        best[is_better], smallest[is_better] = steps[is_better], errors[is_better]
-    return best
+        best[is_better], smallest[is_better] = step, errors[is_better]
+    return peak * best
 
 
-def _squared_errors(blocks: Floats, steps: Floats) -> Floats:
+def _squared_errors(shares: Floats, step: float) -> Floats:
     """Of each block, added in halves: in one order on every machine."""
-    errors = _nibbles(blocks, steps)
-    errors *= steps[:, None]
-    errors -= blocks
+    errors = shares * np.float32(1 / step)
+    np.rint(errors, out=errors)
+    np.clip(errors, -8, 7, out=errors)
+    errors *= np.float32(step)
+    errors -= shares
     errors *= errors
     while errors.shape[1] > 1:
         half = errors.shape[1] // 2

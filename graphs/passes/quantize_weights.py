@@ -1,8 +1,8 @@
 """Turn every float op of the shoal domain into its int8 form.
 
 ``FloatLinear(x, weight)`` becomes ``Linear(x, weight, weight_scales)`` and so on: the weight input
-keeps its name and turns into uint8 codes, its block scales follow it as a new input. Everything that is
-no shoal op with weights (norms, the router's matrix, biases) stays float32.
+keeps its name and turns into uint8 codes, its block scales follow it as a new input. Everything
+that is no shoal op with weights (norms, the router's matrix, biases) stays float32.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ _INT8_FORMS = {
         op_types={(8, 1): "Embedding"}, weight_inputs=(1,), attributes=_block_size_only
     ),
     "FloatSparseExperts": _Int8Form(
-        op_types={(8, 1): "SparseExperts", (4, 1): "Int4SparseExperts"}, weight_inputs=(3, 4), attributes=_block_size_only
+        op_types={(8, 1): "SparseExperts", (4, 1): "Int4SparseExperts"},
+        weight_inputs=(3, 4),
+        attributes=_block_size_only,
     ),
     "FloatLatentAttention": _Int8Form(
         op_types={(8, 1): "LatentAttention"}, weight_inputs=(5, 6), attributes=_block_size_only
