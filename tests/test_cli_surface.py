@@ -284,7 +284,6 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
 def test_defaults_shown_for_export_are_the_exporters() -> None:
     from shoal.export import pipeline
 
-    assert options.DEFAULT_BLOCK_SIZE == pipeline.DEFAULT_BLOCK_SIZE
     assert options.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
 
 
