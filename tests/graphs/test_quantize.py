@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from shoal.graphs.errors import ExportError
 from shoal.graphs.quantize import (
-    BLOCK_SIZES,
     Floats,
     block_size_for,
     dequantize_blocks,
@@ -20,6 +19,7 @@ from shoal.graphs.quantize import (
     quantize_nibbles,
     unpack_nibbles,
 )
+from shoal.graphs.recipes import BLOCK_SIZES
 
 finite = st.floats(-(2.0**127), 2.0**127, width=32)
 

@@ -14,12 +14,8 @@ from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.sparse_experts import int4_sparse_experts, sparse_experts
-from shoal.graphs.quantize import (
-    BLOCK_SIZES,
-    quantize_blocks,
-    quantize_nibbles,
-    unpack_nibbles,
-)
+from shoal.graphs.quantize import quantize_blocks, quantize_nibbles, unpack_nibbles
+from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
 Inputs = dict[str, Array]
@@ -126,7 +122,8 @@ def test_4_bits_give_the_very_results_of_the_int8_weights_they_stand_for(
     for forms in (models, portable_models):
         (found,) = forms.run("Int4SparseExperts", attributes, packed)
         assert np.array_equal(found, forms.run("SparseExperts", attributes, wide)[0])
-        assert_near(found, int4_sparse_experts(**packed), FLOAT32_SUMS, tie_bound(**wide))
+        if forms is models:  # bodies need not round activations where there is no dot product
+            assert_near(found, int4_sparse_experts(**packed), FLOAT32_SUMS, tie_bound(**wide))
 
 
 @pytest.mark.parametrize("wrong", [-1, 5, 2**40])
