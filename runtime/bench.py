@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shoal.graphs.errors import InputError
+from shoal.runtime.bench_cache import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
@@ -34,7 +35,7 @@ def bench_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal bench``."""
     before = read_resident()
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
+    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads, cache=args.cache)
     load_s = time.perf_counter() - started_s
     loaded = read_resident()
     if args.speculate and not model.can_draft:
@@ -49,6 +50,9 @@ def bench_command(args: argparse.Namespace) -> int:
     )
     if args.speculate:
         report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats)
+    if args.cache_kl is not None:
+        depths = _fitting(model, args.depths, SCORED_TOKENS)
+        report["cache_kl"] = measure_cache_types(model, args.cache_kl, depths, args.kernels)
     report["memory"] = {
         "before": _resident(before),
         "loaded": _resident(loaded),
@@ -147,7 +151,11 @@ def _decode_all(context: Context, depth: int, ids: list[int]) -> None:
 
 def _token_bytes(model: Model, depth: int) -> int:
     """Bytes one decoded token must read: its weights and the cache of all tokens before it."""
-    return model.manifest.token_read_bytes + depth * bundle_cache_token_bytes(model.manifest.model)
+    return model.manifest.token_read_bytes + depth * _cache_bytes(model)
+
+
+def _cache_bytes(model: Model) -> int:
+    return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
 
 
 def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ...]:
@@ -182,7 +190,8 @@ def _describe(args: argparse.Namespace, model: Model, load_s: float) -> dict[str
         "cpu_features": list(cpu.features),
         "load_ms": load_s * 1000,
         "token_read_bytes": model.manifest.token_read_bytes,
-        "cache_token_bytes": bundle_cache_token_bytes(model.manifest.model),
+        "cache": model.cache_type,
+        "cache_token_bytes": _cache_bytes(model),
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
     }
@@ -197,7 +206,7 @@ def _write_report(report: dict[str, Any]) -> None:
             ("form", f"{report['weights']} weights, {report['kernels']} kernels"),
             ("opened in", f"{report['load_ms']:.0f} ms"),
             ("weights read per token", format_bytes(report["token_read_bytes"])),
-            ("cache per token", format_bytes(report["cache_token_bytes"])),
+            ("cache per token", f"{format_bytes(report['cache_token_bytes'])} ({report['cache']})"),
         ],
     )
     write_lines([""])
@@ -225,6 +234,8 @@ def _write_report(report: dict[str, Any]) -> None:
     )
     if "speculation" in report:
         write_speculation(report["speculation"])
+    if "cache_kl" in report:
+        write_cache_types(report["cache_kl"])
     write_lines([""])
     write_grid("Memory", ("when", "anonymous", "mapped files"), _memory_rows(report["memory"]))
 

@@ -14,12 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.contract import (
-    cache_input,
-    cache_output,
-    expert_ids_output,
-    expert_weights_output,
-)
+from shoal.graphs.cache_types import CacheType, cache_parts
+from shoal.graphs.contract import expert_ids_output, expert_weights_output
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
@@ -44,18 +40,25 @@ class Context:
         decoder: the decoder graph.
         head: the head graph.
         bundle_id: what a saved context is tied to.
+        cache_type: of the latent cache; the decoder graph's.
     """
 
     def __init__(
-        self, info: ModelInfo, decoder: GraphSession, head: GraphSession, bundle_id: str
+        self,
+        info: ModelInfo,
+        decoder: GraphSession,
+        head: GraphSession,
+        bundle_id: str,
+        cache_type: CacheType = "float32",
     ) -> None:
         self._info = info
         self._graphs = decoder, head
         self._bundle_id = bundle_id
+        self._cache_type = cache_type
         self._tokens: list[int] = []
         self.cache = LatentCache(
             info.num_hidden_layers,
-            width=info.kv_lora_rank + info.qk_rope_head_dim,
+            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
             max_length=info.max_position_embeddings,
         )
         self.last_hidden = np.zeros(info.hidden_size, np.float32)
@@ -188,7 +191,7 @@ class Context:
     @one_thread
     def fork(self) -> Context:
         """Another context with the same tokens; rows are copied when one of the two goes on."""
-        other = Context(self._info, *self._graphs, self._bundle_id)
+        other = Context(self._info, *self._graphs, self._bundle_id, self._cache_type)
         other.cache = self.cache.fork()
         other._tokens = list(self._tokens)
         other.last_hidden = self.last_hidden.copy()
@@ -210,16 +213,22 @@ class Context:
             "tokens": np.array(self._tokens, np.int64),
             "last_hidden": self.last_hidden,
         }
-        arrays |= {f"cache.{n}": self.cache.rows(n) for n in range(self.cache.num_layers)}
+        arrays |= self.cache.rows()
         if self.drafter is not None:
             arrays |= {f"mtp.{name}": array for name, array in self.drafter.state().items()}
-        write_context_file(Path(path), bundle=self._bundle_id, arrays=arrays, note=note or {})
+        write_context_file(
+            Path(path),
+            bundle=self._bundle_id,
+            cache_type=self._cache_type,
+            arrays=arrays,
+            note=note or {},
+        )
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Take over what a file holds; see ``Model.load_context``."""
         self._tokens = arrays["tokens"].tolist()
         self.last_hidden = arrays["last_hidden"]
-        self.cache.restore([arrays[f"cache.{n}"] for n in range(self.cache.num_layers)])
+        self.cache.restore(arrays)
         if self.drafter is not None:
             mtp = {name[4:]: array for name, array in arrays.items() if name.startswith("mtp.")}
             self.drafter.restore(mtp)
@@ -236,14 +245,14 @@ class Context:
             ahead: of the tokens that were peeked at, else of the last one read.
 
         Returns:
-            float32 [T, D + layers * (C+R)].
+            float32 [T, D + values of a token in the cache]; float32 holds all types exactly.
         """
-        layers, count = range(self.cache.num_layers), len(self._ahead[0])
         if ahead:
-            parts = [self._ahead[1], *(self.cache.rows_ahead(n, count) for n in layers)]
+            hidden_TD, rows = self._ahead[1], self.cache.rows_ahead(len(self._ahead[0]))
         else:
-            parts = [self.last_hidden[None], *(self.cache.rows(n)[-1:] for n in layers)]
-        return np.concatenate(parts, axis=1)
+            hidden_TD, rows = self.last_hidden[None], self.cache.rows()
+        parts = [hidden_TD, *(part[-len(hidden_TD) :] for part in rows.values())]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
 
     @one_thread
     def rewind(self, length: int) -> None:
@@ -356,11 +365,7 @@ class Context:
         binding.bind_input("input_ids", ids_BT)
         binding.bind_input("position_ids", np.arange(first, first + count, dtype=np.int64)[None])
         binding.bind_output("hidden", hidden_TD[None])
-        shape_BSC = (1, first + count, self.cache.width)
-        for layer in range(self._info.num_hidden_layers):
-            address = self.cache.address(layer)
-            binding.bind_input_at(cache_input(layer), np.float32, shape_BSC, address)
-            binding.bind_output_at(cache_output(layer), np.float32, shape_BSC, address)
+        self.cache.bind_to(binding, first + count)
         if outputs.routing is not None:
             rows = slice(start, start + count)
             for index, layer in enumerate(outputs.routing.layers):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.contract import cache_input, cache_output
+from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.latent_cache import LatentCache
 from shoal.runtime.session import GraphSession
@@ -45,16 +45,24 @@ class Drafter:
         info: the model.
         mtp: the module's graph.
         head: the graph that turns hidden states into logits.
+        cache_type: of the module's latent cache; its graph's.
     """
 
-    def __init__(self, info: ModelInfo, mtp: GraphSession, head: GraphSession) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        mtp: GraphSession,
+        head: GraphSession,
+        cache_type: CacheType = "float32",
+    ) -> None:
         self._info = info
+        self._cache_type = cache_type
         self._graphs = mtp, head
         self._mtp = mtp.new_binding()
         self._head = head.new_binding()
         self.cache = LatentCache(
             1,
-            width=info.kv_lora_rank + info.qk_rope_head_dim,
+            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
             max_length=info.max_position_embeddings,
         )
         self.keeps_all = True
@@ -118,7 +126,7 @@ class Drafter:
 
     def fork(self) -> Drafter:
         """Another one in the same state."""
-        other = Drafter(self._info, *self._graphs)
+        other = Drafter(self._info, *self._graphs, self._cache_type)
         other.keeps_all = self.keeps_all
         other.cache = self.cache.fork()
         other._rows = list(self._rows)
@@ -133,7 +141,7 @@ class Drafter:
         width = self._info.hidden_size
         return {
             "rows": np.array(self._rows, np.int64).reshape(-1, 2),
-            "cache": self.cache.rows(0),
+            **self.cache.rows(),
             "waiting": np.array(waiting, np.int64).reshape(-1, 2),
             "waiting_hidden": np.array(hidden, np.float32).reshape(-1, width),
             "recent": np.array([self._recent_first], np.int64),
@@ -143,7 +151,7 @@ class Drafter:
     def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
         """Take over what ``state`` returned; the arrays are used, not copied."""
         self._rows = [(position, token) for position, token in state["rows"].tolist()]
-        self.cache.restore([state["cache"]])
+        self.cache.restore(state)
         pairs = zip(state["waiting"].tolist(), state["waiting_hidden"], strict=True)
         self._waiting = [_Row(position, token, hidden) for (position, token), hidden in pairs]
         self._recent_first = int(state["recent"][0])
@@ -183,9 +191,7 @@ class Drafter:
         binding.bind_input("position_ids", np.array([[row.position for row in rows]], np.int64))
         binding.bind_input("hidden", np.stack([row.hidden for row in rows])[None])
         binding.bind_output("hidden_out", out_TD[None])
-        shape_BSC = (1, cache.length + count, cache.width)
-        binding.bind_input_at(cache_input(0), np.float32, shape_BSC, cache.address(0))
-        binding.bind_output_at(cache_output(0), np.float32, shape_BSC, cache.address(0))
+        cache.bind_to(binding, cache.length + count)
         binding.run(release_memory=count > SMALLEST_CHUNK)
         cache.advance(count)
         last_D: FloatArray = out_TD[-1]

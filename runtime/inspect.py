@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
 from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 from shoal.graphs.manifest import Manifest, ModelInfo
@@ -57,6 +58,11 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "active_parameters": model.active_parameters,
         "token_read_bytes": manifest.token_read_bytes,
         "cache_token_bytes": token_bytes,
+        "cache_types": {
+            cache_type: bundle_cache_token_bytes(model, cache_type)
+            for cache_type in CACHE_TYPES
+            if graph_role("decoder", cache_type) in manifest.graphs
+        },
         "weights_bytes": weights_bytes,
         "files": {name: info.size for name, info in manifest.files.items()},
         "memory": memory_by_context(loaded_bytes, token_bytes, model.max_position_embeddings),
@@ -65,9 +71,10 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def bundle_cache_token_bytes(model: ModelInfo) -> int:
+def bundle_cache_token_bytes(model: ModelInfo, cache_type: CacheType = "float32") -> int:
     """Latent cache of one token of a bundle's model."""
-    return cache_token_bytes(model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers)
+    ranks = model.kv_lora_rank, model.qk_rope_head_dim
+    return cache_token_bytes(*ranks, model.num_hidden_layers, cache_type)
 
 
 def _write_report(report: dict[str, Any]) -> None:
@@ -78,7 +85,10 @@ def _write_report(report: dict[str, Any]) -> None:
         ("parameters", format_count(total)),
         ("active per token", f"{format_count(active)} ({format_rate(100 * active / total)} %)"),
         ("read per token", format_bytes(report["token_read_bytes"])),
-        ("latent cache per token", format_bytes(report["cache_token_bytes"])),
+        (
+            "latent cache per token",
+            ", ".join(f"{name} {format_bytes(n)}" for name, n in report["cache_types"].items()),
+        ),
         ("longest context", f"{report['max_position_embeddings']} tokens"),
         ("experts", _experts(report)),
         ("MTP modules", str(report["num_mtp_layers"])),
@@ -88,7 +98,7 @@ def _write_report(report: dict[str, Any]) -> None:
     write_lines([""])
     write_grid(
         "Memory (estimate for the portable form)",
-        ("context tokens", "latent cache", "with weights"),
+        ("context tokens", "float32 cache", "with weights"),
         [
             (
                 str(row["context_tokens"]),

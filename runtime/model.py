@@ -8,23 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.graphs.contract import (
-    cache_input,
-    cache_output,
-    expert_ids_output,
-    expert_weights_output,
-)
-from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.graphs.manifest import Manifest, ModelInfo, checksum
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
+from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.manifest import Manifest, checksum
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
 from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.generate import GenerateOptions, Generation
+from shoal.runtime.graph_checks import check_cache, check_graphs, check_mtp
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
-from shoal.runtime.session import GraphSession, Kernels, Port, SessionSettings, choose_settings
+from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
 from shoal.runtime.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.step import FloatArray, Routing
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
@@ -33,11 +29,13 @@ from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, 
 if TYPE_CHECKING:
     from shoal.runtime.chat import ChatTemplate, Message
 
-_EMBEDDING = "embed_tokens.weight"
-
 
 def open_bundle(
-    path: str | Path, *, kernels: Kernels = "auto", threads: int | None = None
+    path: str | Path,
+    *,
+    kernels: Kernels = "auto",
+    threads: int | None = None,
+    cache: CacheType = "float32",
 ) -> Model:
     """Open a bundle for running.
 
@@ -45,13 +43,17 @@ def open_bundle(
         path: the bundle folder.
         kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
         threads: threads that compute; None for one per physical core available.
+        cache: type of the latent cache: "float32", "float16" or "int8".
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or too new.
+        BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
+            of cache.
         InputError: an unknown value of an option.
         RuntimeFailure: not enough memory, or native kernels that are not there.
     """
     settings = choose_settings(kernels, threads)
+    if cache not in CACHE_TYPES:
+        raise InputError(f"cache must be {', '.join(CACHE_TYPES)}, found {cache!r}")
     bundle = Bundle.open(path)
     if bundle.manifest.weights == "fp32":  # no native kernel is offered for its ops
         if kernels == "native":
@@ -60,7 +62,7 @@ def open_bundle(
                 "portable, or export with --weights int8"
             )
         settings = dataclasses.replace(settings, kernels="portable", library=None)
-    return Model(bundle, settings)
+    return Model(bundle, settings, cache)
 
 
 class Model:
@@ -69,18 +71,23 @@ class Model:
     Args:
         bundle: where it lies.
         settings: threads and kernels.
+        cache_type: of the latent cache of its contexts.
     """
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: SessionSettings, cache_type: CacheType = "float32"
+    ) -> None:
         self.bundle = bundle
+        self.cache_type = cache_type
         self.threads = settings.threads
         self.kernels = settings.kernels
         self._info = bundle.manifest.model
         self._settings = settings
         self._audit = RowAudit()
-        self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
+        check_cache(bundle, cache_type)
+        self._decoder = GraphSession(bundle.graph_path(graph_role("decoder", cache_type)), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
-        _check_graphs(bundle.manifest, self._decoder, self._head)
+        check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
 
     @property
     def manifest(self) -> Manifest:
@@ -114,7 +121,7 @@ class Model:
 
     def new_context(self) -> Context:
         """An empty context."""
-        return Context(self._info, self._decoder, self._head, self.bundle_id)
+        return Context(self._info, self._decoder, self._head, self.bundle_id, self.cache_type)
 
     def start_drafting(self, context: Context) -> Drafter:
         """Give a context a drafter, if it has none; the module is loaded on the first call.
@@ -123,22 +130,23 @@ class Model:
             InputError: the bundle has no multi-token-prediction module.
         """
         if context.drafter is None:
-            context.drafter = Drafter(self._info, self._mtp, self._head)
+            context.drafter = Drafter(self._info, self._mtp, self._head, self.cache_type)
         return context.drafter
 
     def load_context(self, path: str | Path) -> Context:
         """A context as ``Context.save`` wrote it; what follows has the same bits.
 
         Raises:
-            InputError: the file is damaged, of another bundle or no context.
+            InputError: the file is damaged, of another bundle or type of cache, or no context.
             RuntimeFailure: not enough memory.
         """
         return self.load_context_and_note(path)[0]
 
     def load_context_and_note(self, path: str | Path) -> tuple[Context, dict[str, Any]]:
         """A saved context and the note that was saved with it; see ``load_context``."""
-        file = read_context_file(Path(path), bundle=self.bundle_id)
-        has_mtp = check_arrays(Path(path), file.arrays, self._info)
+        cache_type = self.cache_type
+        file = read_context_file(Path(path), bundle=self.bundle_id, cache_type=cache_type)
+        has_mtp = check_arrays(Path(path), file.arrays, self._info, cache_type)
         context = self.new_context()
         if has_mtp:
             self.start_drafting(context)
@@ -297,8 +305,9 @@ class Model:
                 f"{self.bundle.folder}: drafts need a multi-token-prediction module, which this "
                 "bundle has not; use draft 0"
             )
-        mtp = GraphSession(self.bundle.graph_path("mtp"), self._settings)
-        _check_mtp(self._info, mtp)
+        role = graph_role("mtp", self.cache_type)
+        mtp = GraphSession(self.bundle.graph_path(role), self._settings)
+        check_mtp(self._info, mtp, self.cache_type)
         return mtp
 
     @functools.cached_property
@@ -337,48 +346,3 @@ class Model:
 
         source, where = self._template_source
         return ChatTemplate(source, special_tokens(self._tokenizer_config), where)
-
-
-def _check_graphs(manifest: Manifest, decoder: GraphSession, head: GraphSession) -> None:
-    """Kernels trust sizes and ids, so manifest and graphs must agree before anything runs.
-
-    Raises:
-        BundleError: they do not.
-    """
-    info = manifest.model
-    layers = range(info.num_hidden_layers)
-    ids, hidden, cache = _common_ports(info)
-    expert_ids = Port(type="tensor(int64)", width=info.num_experts_per_tok)
-    expert_weights = Port(type="tensor(float)", width=info.num_experts_per_tok)
-    decoder.require(
-        {"input_ids": ids, "position_ids": ids} | {cache_input(layer): cache for layer in layers},
-        {"hidden": hidden}
-        | {cache_output(layer): cache for layer in layers}
-        | {expert_ids_output(layer): expert_ids for layer in info.moe_layers}
-        | {expert_weights_output(layer): expert_weights for layer in info.moe_layers},
-    )
-    head.require({"hidden": hidden}, {"logits": Port(type="tensor(float)", width=info.vocab_size)})
-    embedding = manifest.tensors.get(_EMBEDDING)
-    if embedding is not None and embedding.shape[0] != info.vocab_size:
-        raise BundleError(
-            f"{decoder.path.parent}: {_EMBEDDING} has {embedding.shape[0]} rows, expected "
-            f"vocab_size {info.vocab_size}; re-export the bundle"
-        )
-
-
-def _check_mtp(info: ModelInfo, mtp: GraphSession) -> None:
-    """See ``_check_graphs``."""
-    ids, hidden, cache = _common_ports(info)
-    mtp.require(
-        {"input_ids": ids, "position_ids": ids, "hidden": hidden, cache_input(0): cache},
-        {"hidden_out": hidden, cache_output(0): cache},
-    )
-
-
-def _common_ports(info: ModelInfo) -> tuple[Port, Port, Port]:
-    """Token ids, hidden states and a latent cache."""
-    return (
-        Port(type="tensor(int64)", width=None),
-        Port(type="tensor(float)", width=info.hidden_size),
-        Port(type="tensor(float)", width=info.kv_lora_rank + info.qk_rope_head_dim),
-    )

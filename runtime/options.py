@@ -10,6 +10,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
+from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.runtime.option_types import (
     draft_length,
     length_list,
@@ -339,6 +340,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure what drafts of the multi-token-prediction module bring",
     )
+    verb.add_argument(
+        "--cache-kl",
+        metavar="FILE",
+        type=Path,
+        help="also measure, on this text and at the same depths, how far predictions over float16 "
+        "and int8 caches are from those over a float32 cache",
+    )
     _add_machine(verb)
 
 
@@ -370,6 +378,13 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
         "auto takes what is there (default: auto)",
+    )
+    group.add_argument(
+        "--cache",
+        choices=CACHE_TYPES,
+        default="float32",
+        help="type of the latent cache: float16 takes half the memory, int8 about a quarter "
+        "(default: float32)",
     )
 
 

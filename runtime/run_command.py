@@ -17,9 +17,10 @@ from shoal.runtime.answer import (
     write_speed,
 )
 from shoal.runtime.generate import Generation
+from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.interactive import Dialogue, run_dialogue
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.report import progress_line, write_json
+from shoal.runtime.report import format_bytes, progress_line, write_json
 from shoal.runtime.saved_dialogue import open_dialogue
 
 Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
@@ -33,7 +34,7 @@ def run_command(args: argparse.Namespace) -> int:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
     prompt = None if interactive else read_prompt(args.prompt)
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads)
+    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads, cache=args.cache)
     load_s = time.perf_counter() - started_s
     chat = wants_chat(args, model)
     dialogue = _open_dialogue(args, model, chat)
@@ -105,7 +106,8 @@ def _answer_once(
 ) -> int:
     if not args.json:
         progress_line(
-            f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels]"
+            f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels, "
+            f"{model.cache_type} cache of {format_bytes(token_bytes(model))} per token]"
         )
     write = _ignore if args.json else _write_piece
     answer, generation = answer_with(write)
@@ -128,8 +130,15 @@ def _machine_report(args: argparse.Namespace, model: Model, load_s: float) -> di
         "bundle": str(args.bundle),
         "kernels": model.kernels,
         "threads": model.threads,
+        "cache": model.cache_type,
+        "cache_token_bytes": token_bytes(model),
         "load_ms": load_s * 1000,
     }
+
+
+def token_bytes(model: Model) -> int:
+    """Latent cache of one token."""
+    return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
 
 
 def _write_piece(piece: str) -> None:

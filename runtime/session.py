@@ -86,11 +86,14 @@ def default_threads() -> int:
     return max(1, min(cpu.physical_cores, math.ceil(cpu.quota_cpus)))
 
 
+PortType = Literal["tensor(float)", "tensor(float16)", "tensor(uint8)", "tensor(int64)"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Port:
     """What a graph input or output must be like."""
 
-    type: Literal["tensor(float)", "tensor(int64)"]
+    type: PortType
     width: int | None  # size of the last dimension, None if it may vary
 
 

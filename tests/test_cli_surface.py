@@ -18,7 +18,7 @@ from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
-MACHINE = ["--kernels", "--threads"]
+MACHINE = ["--cache", "--kernels", "--threads"]
 SURFACE = {
     "export": [
         "--block-size",

@@ -101,6 +101,7 @@ class FakeGeneration:
 class FakeModel:
     threads = 2
     kernels = "portable"
+    cache_type = "float32"
 
     def __init__(self, *, template: bool = False) -> None:
         self.has_chat_template = template

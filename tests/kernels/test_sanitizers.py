@@ -18,7 +18,7 @@ EXERCISE = """
 import sys
 from pathlib import Path
 from tests.graphs.one_op import OneOpModels
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs
+from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs, with_cache
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
 models = OneOpModels(Path(sys.argv[2]), Path(sys.argv[1]), threads=2)
@@ -29,7 +29,9 @@ for block_size in (16, 32, 64, 256):
         inputs = test_native_experts.make_inputs(1, tokens, 5, 2, block_size, d=1, f=3)
         test_native_experts.run(models, inputs)
         inputs = float_inputs(1, max(tokens, 1), tokens + 77, h=3, n=13, r=6, c=block_size, v=9)
-        test_native_attention.run(models, int8_inputs(inputs, block_size))
+        for cache_type in ("float32", "float16", "int8"):
+            cached = with_cache(inputs, cache_type)
+            test_native_attention.run(models, int8_inputs(cached, block_size))
 print("clean")
 """
 

@@ -91,7 +91,7 @@ def test_the_cache_holds_the_latent_and_the_rope_key_of_each_token_and_nothing_e
     assert context.cache.nbytes == 500 * context.cache.bytes_per_token
     context.prefill(IDS)
     assert context.cache.nbytes == 500 * context.cache.bytes_per_token
-    assert context.cache.rows(0).shape == (len(IDS), width)
+    assert context.cache.rows()["cache.0"].shape == (len(IDS), width)
 
 
 def test_growing_the_cache_does_not_change_results(model):
