@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.graphs.errors import CheckpointError, ExportError
+from shoal.graphs.fidelity import shipped_text
 
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""
@@ -76,8 +76,7 @@ def fidelity_windows(
     """
     name = "shipped" if text is None else text.name
     try:
-        source = files("shoal.export") / "data" / "fidelity.txt" if text is None else text
-        content = source.read_text(encoding="utf-8")
+        content = shipped_text() if text is None else text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ExportError(

@@ -1,8 +1,14 @@
-"""How the fidelity record of a manifest reads: written at export, shown by export and inspect."""
+"""Measuring fidelity: the text that comes with shoal, and how the record of a manifest reads."""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
+
+
+def shipped_text() -> str:
+    """English prose of about 29 kB that comes with shoal; see data/SOURCES.md beside this file."""
+    return (files("shoal.graphs") / "data" / "shipped.txt").read_text(encoding="utf-8")
 
 
 def fidelity_rows(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def test_the_wheel_holds_every_module(wheel_names: set[str]) -> None:
 
 
 def test_the_wheel_holds_typing_marks_and_data(wheel_names: set[str]) -> None:
-    data = {path.relative_to(ROOT) for path in (ROOT / "export" / "data").glob("*.txt")}
+    data = {path.relative_to(ROOT) for path in (ROOT / "graphs" / "data").glob("*.txt")}
     expected = {f"shoal/{path.as_posix()}" for path in data}
     expected |= {f"shoal/{name}/py.typed" for name in PACKAGES}
     assert data

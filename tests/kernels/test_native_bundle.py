@@ -12,11 +12,12 @@ import pytest
 from tests.graphs.one_op import Array
 from tests.tolerances import INT8_CHUNKING_KL, INT8_MEAN_KL
 
+from shoal.graphs.fidelity import shipped_text
 from shoal.runtime import open_bundle, session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.model import Model
 
-TEXT = Path(__file__).parents[2] / "export" / "data" / "fidelity.txt"
+TEXT = shipped_text()
 
 # Opens a bundle, computes one token and prints how much anonymous memory each step took.
 MEMORY = """
@@ -52,7 +53,7 @@ def divergences(expected: Array, found: Array) -> Array:
 def test_native_kernels_are_as_close_to_float_as_int8_has_to_be(
     native: Model, fp32_bundle: Path
 ) -> None:
-    ids = native.encode(TEXT.read_text(encoding="utf-8")[:1500])
+    ids = native.encode(TEXT[:1500])
     expected = open_bundle(fp32_bundle, threads=1).logits(ids)
     assert native.kernels == "native"
     divergence = divergences(expected, native.logits(ids)).mean()
@@ -61,7 +62,7 @@ def test_native_kernels_are_as_close_to_float_as_int8_has_to_be(
 
 def test_logits_are_those_of_the_portable_form(native: Model, int8_bundle: Path) -> None:
     portable = open_bundle(int8_bundle, kernels="portable", threads=1)
-    ids = native.encode(TEXT.read_text(encoding="utf-8")[:1500])
+    ids = native.encode(TEXT[:1500])
     # The median: where a last-bit difference turns the choice of an expert over, which two float32
     # implementations do in one position of hundreds, one position decides the mean.
     divergence = np.median(divergences(portable.logits(ids), native.logits(ids)))
@@ -69,7 +70,7 @@ def test_logits_are_those_of_the_portable_form(native: Model, int8_bundle: Path)
 
 
 def test_the_number_of_threads_changes_no_bit(native: Model, int8_bundle: Path) -> None:
-    ids = native.encode(TEXT.read_text(encoding="utf-8")[:200])
+    ids = native.encode(TEXT[:200])
     for threads in (1, 3):
         other = open_bundle(int8_bundle, kernels="native", threads=threads)
         assert np.array_equal(other.logits(ids), native.logits(ids))
@@ -88,7 +89,7 @@ def test_opening_and_running_copies_no_weights(int8_bundle: Path, library: Kerne
 
 
 def test_contexts_in_several_threads_do_not_disturb_each_other(native: Model) -> None:
-    ids = native.encode(TEXT.read_text(encoding="utf-8")[:400])
+    ids = native.encode(TEXT[:400])
     parts = [ids[start : start + 40] for start in (0, 20, 40, 60)]
     expected = [native.logits(part) for part in parts]
     with ThreadPoolExecutor(4) as pool:
