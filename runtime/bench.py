@@ -17,6 +17,7 @@ from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.machine import ResidentMemory, read_cpu, read_resident
 from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.option_types import machine_options
 from shoal.runtime.report import (
     format_bytes,
     format_rate,
@@ -35,7 +36,7 @@ def bench_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal bench``."""
     before = read_resident()
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads, cache=args.cache)
+    model = open_bundle(args.bundle, **machine_options(args))
     load_s = time.perf_counter() - started_s
     loaded = read_resident()
     if args.speculate and not model.can_draft:
@@ -44,15 +45,15 @@ def bench_command(args: argparse.Namespace) -> int:
             "has not; leave it out"
         )
     report = _describe(args, model, load_s)
+    if args.cache_kl:
+        depths = _fitting(model, args.depths, SCORED_TOKENS)
+        report["cache_kl"] = measure_cache_types(model, depths, machine_options(args))
     report["prefill"] = measure_prefill(model, _fitting(model, args.prefill, 0), args.repeats)
     report["decode"] = measure_decode(
         model, _fitting(model, args.depths, args.new_tokens), args.new_tokens, args.repeats
     )
     if args.speculate:
         report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats)
-    if args.cache_kl is not None:
-        depths = _fitting(model, args.depths, SCORED_TOKENS)
-        report["cache_kl"] = measure_cache_types(model, args.cache_kl, depths, args.kernels)
     report["memory"] = {
         "before": _resident(before),
         "loaded": _resident(loaded),
@@ -159,7 +160,7 @@ def _cache_bytes(model: Model) -> int:
 
 
 def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ...]:
-    limit = model.manifest.model.max_position_embeddings
+    limit = model.max_context
     too_long = [length for length in lengths if length + room > limit]
     if too_long:
         listed = ", ".join(map(str, too_long))

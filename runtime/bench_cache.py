@@ -1,12 +1,11 @@
-"""``shoal bench --cache-kl FILE``: what each type of latent cache costs in accuracy.
+"""``shoal bench --cache-kl``: what each type of latent cache costs in accuracy.
 
-A text is read with caches of each type. At each depth the same tokens follow, and the predictions
-for them are compared with those over a float32 cache.
+The shipped text is read with caches of each type. At each depth the same tokens follow, and the
+predictions for them are compared with those over a float32 cache.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,41 +13,38 @@ import numpy.typing as npt
 
 from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 from shoal.graphs.errors import InputError
+from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.report import format_bytes, progress_line, write_grid, write_lines
-from shoal.runtime.session import Kernels
 
 SCORED_TOKENS = 128  # at each depth
 
 
 def measure_cache_types(
-    model: Model, text: Path, depths: tuple[int, ...], kernels: Kernels
+    model: Model, depths: tuple[int, ...], options: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """KL divergence from a float32 cache, by type and depth.
 
     Args:
-        model: an open bundle that has graphs for all types.
-        text: a UTF-8 file, long enough for the deepest depth and 128 tokens more.
+        model: an open bundle with a tokenizer.
         depths: tokens in the cache before the ones that are compared.
-        kernels: form of the ops, as asked for.
+        options: those of ``open_bundle`` it was opened with.
 
     Returns:
         For each type but float32 and each depth: cache, cache_token_bytes, depth, kl_mean and
         kl_median (nats), same_likeliest (share of the tokens).
 
     Raises:
-        InputError: the text is too short or cannot be read.
+        InputError: the text is too short, or the bundle has no tokenizer.
     """
-    ids = read_ids(model, text, max(depths) + SCORED_TOKENS)
+    ids = _read_text(model, max(depths) + SCORED_TOKENS)
     rows: list[dict[str, Any]] = []
     expected: list[npt.NDArray[np.float64]] = []
     for cache in CACHE_TYPES:
         if graph_role("decoder", cache) not in model.manifest.graphs:
             continue
-        progress_line(f"bench: {cache} cache on {text}")
-        opened = open_bundle(
-            model.bundle.folder, kernels=kernels, threads=model.threads, cache=cache
-        )
+        progress_line(f"bench: {cache} cache")
+        opened = open_bundle(model.bundle.folder, **{**options, "cache": cache})
         found = [_log_probabilities(opened, ids, depth) for depth in depths]
         if cache == "float32":
             expected = found
@@ -60,16 +56,13 @@ def measure_cache_types(
     return rows
 
 
-def read_ids(model: Model, text: Path, count: int) -> list[int]:
-    """The first ``count`` tokens of a text file."""
-    try:
-        ids = model.encode(text.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{text}: cannot be read as UTF-8 text ({error}); give another") from error
+def _read_text(model: Model, count: int) -> list[int]:
+    """The first ``count`` tokens of the shipped text."""
+    ids = model.encode(shipped_text())
     if len(ids) < count:
         raise InputError(
-            f"{text}: expected at least {count} tokens for these depths, found {len(ids)}; give a "
-            "longer text or smaller --depths"
+            f"--cache-kl: the shipped text has {len(ids)} tokens, these depths need {count}; give "
+            "smaller --depths"
         )
     return ids[:count]
 

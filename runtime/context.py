@@ -14,13 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.contract import expert_ids_output, expert_weights_output
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
 from shoal.runtime.drafter import Drafter
-from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.latent_cache import CacheLayout, LatentCache, too_long
 from shoal.runtime.one_thread import one_thread
 from shoal.runtime.session import GraphSession
 from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, Step, StepOutputs, chunk_length
@@ -40,7 +39,7 @@ class Context:
         decoder: the decoder graph.
         head: the head graph.
         bundle_id: what a saved context is tied to.
-        cache_type: of the latent cache; the decoder graph's.
+        layout: of the latent cache, as the decoder graph has it.
     """
 
     def __init__(
@@ -49,18 +48,14 @@ class Context:
         decoder: GraphSession,
         head: GraphSession,
         bundle_id: str,
-        cache_type: CacheType = "float32",
+        layout: CacheLayout,
     ) -> None:
         self._info = info
         self._graphs = decoder, head
         self._bundle_id = bundle_id
-        self._cache_type = cache_type
+        self._layout = layout
         self._tokens: list[int] = []
-        self.cache = LatentCache(
-            info.num_hidden_layers,
-            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
-            max_length=info.max_position_embeddings,
-        )
+        self.cache = LatentCache(info.num_hidden_layers, layout)
         self.last_hidden = np.zeros(info.hidden_size, np.float32)
         """Hidden state of the last token read, float32 [D], after the final norm."""
         self.drafter: Drafter | None = None
@@ -83,8 +78,8 @@ class Context:
 
     @property
     def max_length(self) -> int:
-        """Number of tokens the model can read (max_position_embeddings)."""
-        return self.cache.max_length
+        """Number of tokens that fit."""
+        return self._layout.max_length
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -191,7 +186,7 @@ class Context:
     @one_thread
     def fork(self) -> Context:
         """Another context with the same tokens; rows are copied when one of the two goes on."""
-        other = Context(self._info, *self._graphs, self._bundle_id, self._cache_type)
+        other = Context(self._info, *self._graphs, self._bundle_id, self._layout)
         other.cache = self.cache.fork()
         other._tokens = list(self._tokens)
         other.last_hidden = self.last_hidden.copy()
@@ -219,7 +214,7 @@ class Context:
         write_context_file(
             Path(path),
             bundle=self._bundle_id,
-            cache_type=self._cache_type,
+            cache_type=self._layout.type,
             arrays=arrays,
             note=note or {},
         )
@@ -293,7 +288,7 @@ class Context:
         """
         tokens = check_tokens(ids, self._info.vocab_size)
         if len(tokens) > self.max_length:
-            raise self._too_long(len(tokens))
+            raise too_long(len(tokens), self.max_length)
         # The last token is read again even if it is there: its logits are not kept.
         self.rewind(min(self.common_prefix(tokens), len(tokens) - 1))
         return self.prefill(tokens[self.position :], progress=progress)
@@ -308,13 +303,7 @@ class Context:
 
     def _check_length(self, count: int) -> None:
         if self.position + count > self.max_length:
-            raise self._too_long(self.position + count)
-
-    def _too_long(self, length: int) -> InputError:
-        return InputError(
-            f"context: {length} tokens are more than the model's {self.max_length} "
-            "(max_position_embeddings); shorten the prompt or start a new context"
-        )
+            raise too_long(self.position + count, self.max_length)
 
     def _drop_peeked(self) -> None:
         self._ahead = [], self._ahead[1][:0]

@@ -27,9 +27,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.cache_types import CacheType, cache_parts
+from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import ModelInfo
+from shoal.runtime.latent_cache import CacheLayout, too_long
 
 FORMAT_VERSION = 1
 
@@ -108,7 +109,7 @@ def read_context_file(path: Path, *, bundle: str, cache_type: CacheType) -> Cont
         raise RuntimeFailure(f"{path}: no memory for the context; free memory") from error
 
 
-def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, cache_type: CacheType) -> bool:
+def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, layout: CacheLayout) -> bool:
     """Check that arrays are those of a context of this model.
 
     Returns:
@@ -117,7 +118,6 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, cache_type: CacheT
     Raises:
         InputError: they are not.
     """
-    parts = cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim)
     count, rows, waiting, recent = (
         len(arrays[name]) if name in arrays and arrays[name].ndim else 0
         for name in ("tokens", "mtp.rows", "mtp.waiting", "mtp.recent_hidden")
@@ -127,13 +127,13 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, cache_type: CacheT
     expected |= {
         part.input(layer): (part.dtype, (count, part.width))
         for layer in range(info.num_hidden_layers)
-        for part in parts
+        for part in layout.parts
     }
     has_mtp = "mtp.rows" in arrays
     if has_mtp:
         expected |= {
             "mtp.rows": ("int64", (rows, 2)),
-            **{f"mtp.{part.input(0)}": (part.dtype, (rows, part.width)) for part in parts},
+            **{f"mtp.{part.input(0)}": (part.dtype, (rows, part.width)) for part in layout.parts},
             "mtp.waiting": ("int64", (waiting, 2)),
             "mtp.waiting_hidden": ("float32", (waiting, info.hidden_size)),
             "mtp.recent": ("int64", (1,)),
@@ -141,7 +141,9 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, cache_type: CacheT
         }
     if {name: (str(a.dtype), a.shape) for name, a in arrays.items()} != expected:
         raise _damaged(path)
-    limit = info.max_position_embeddings
+    limit = layout.max_length
+    if count > limit:
+        raise too_long(count, limit)
     pairs = [arrays[name] for name in ("mtp.rows", "mtp.waiting") if has_mtp]
     tokens = np.concatenate([arrays["tokens"], *(pair[:, 1] for pair in pairs)])
     positions = np.concatenate([np.array([count - 1], np.int64), *(pair[:, 0] for pair in pairs)])

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.manifest import ModelInfo
-from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.latent_cache import CacheLayout, LatentCache
 from shoal.runtime.session import GraphSession
 from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, chunk_length
 
@@ -45,26 +44,17 @@ class Drafter:
         info: the model.
         mtp: the module's graph.
         head: the graph that turns hidden states into logits.
-        cache_type: of the module's latent cache; its graph's.
+        layout: of the module's latent cache, as its graph has it.
     """
 
     def __init__(
-        self,
-        info: ModelInfo,
-        mtp: GraphSession,
-        head: GraphSession,
-        cache_type: CacheType = "float32",
+        self, info: ModelInfo, mtp: GraphSession, head: GraphSession, layout: CacheLayout
     ) -> None:
         self._info = info
-        self._cache_type = cache_type
         self._graphs = mtp, head
         self._mtp = mtp.new_binding()
         self._head = head.new_binding()
-        self.cache = LatentCache(
-            1,
-            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
-            max_length=info.max_position_embeddings,
-        )
+        self.cache = LatentCache(1, layout)
         self.keeps_all = True
         """Whether rows are computed however many wait; else the oldest are left out."""
         self._rows: list[tuple[int, int]] = []  # position and token of each row of the cache
@@ -126,7 +116,7 @@ class Drafter:
 
     def fork(self) -> Drafter:
         """Another one in the same state."""
-        other = Drafter(self._info, *self._graphs, self._cache_type)
+        other = Drafter(self._info, *self._graphs, self.cache.layout)
         other.keeps_all = self.keeps_all
         other.cache = self.cache.fork()
         other._rows = list(self._rows)

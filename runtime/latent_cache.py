@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.cache_types import CachePart
+from shoal.graphs.cache_types import CachePart, CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime.machine import read_memory
 
@@ -40,22 +41,31 @@ class _Binding(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheLayout:
+    """What the latent caches of a model are like."""
+
+    type: CacheType
+    parts: tuple[CachePart, ...]  # of one layer
+    max_length: int  # tokens; a cache never gets room for more
+
+
 class LatentCache:
     """Growing buffers of latent rows, one for each layer and part.
 
     Args:
         num_layers: decoder layers.
-        parts: what the cache of a layer is made of.
-        max_length: tokens the model can hold; the cache never gets room for more.
+        layout: of each layer.
     """
 
-    def __init__(self, num_layers: int, *, parts: tuple[CachePart, ...], max_length: int) -> None:
+    def __init__(self, num_layers: int, layout: CacheLayout) -> None:
         self.num_layers = num_layers
-        self.parts = parts
-        self.max_length = max_length
+        self.layout = layout
         self.length = 0
         # By the name of the graph input: layer by layer, part by part.
-        self._parts = {part.input(layer): part for layer in range(num_layers) for part in parts}
+        self._parts = {
+            part.input(layer): part for layer in range(num_layers) for part in layout.parts
+        }
         self._buffers: dict[str, npt.NDArray[Any]] = {
             name: np.empty((1, 0, part.width), part.dtype) for name, part in self._parts.items()
         }
@@ -70,7 +80,7 @@ class LatentCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes in all layers."""
-        return self.num_layers * sum(part.token_bytes for part in self.parts)
+        return self.num_layers * sum(part.token_bytes for part in self.layout.parts)
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +99,7 @@ class LatentCache:
     def bind_to(self, binding: _Binding, length: int) -> None:
         """Let a graph read and write the first ``length`` rows; to be repeated once it grew."""
         for layer in range(self.num_layers):
-            for part in self.parts:
+            for part in self.layout.parts:
                 shape = (1, length, part.width)
                 address = int(self._buffers[part.input(layer)].ctypes.data)
                 binding.bind_input_at(part.input(layer), part.dtype, shape, address)
@@ -102,7 +112,7 @@ class LatentCache:
 
     def fork(self) -> LatentCache:
         """Another cache with the same rows; costs nothing until one of the two is written to."""
-        other = LatentCache(self.num_layers, parts=self.parts, max_length=self.max_length)
+        other = LatentCache(self.num_layers, self.layout)
         other.length = self.length
         other._buffers = dict(self._buffers)
         other._sharers = self._sharers
@@ -115,19 +125,17 @@ class LatentCache:
         Whoever writes rows calls this first: it is what keeps forks apart.
 
         Raises:
-            InputError: more than ``max_length``.
+            InputError: more than the layout allows.
             RuntimeFailure: the machine has not the memory.
         """
-        if length > self.max_length:
-            raise InputError(
-                f"context: {length} tokens are more than the model's {self.max_length}; shorten it"
-            )
+        if length > self.layout.max_length:
+            raise too_long(length, self.layout.max_length)
         if length <= self.capacity and not self.is_shared:
             return
         # A fork needs no more room than its own rows, whatever the other one had.
         room = self.length if self.is_shared else self.capacity
         grown = max(length, int(room * _GROWTH), _SMALLEST_CAPACITY)
-        self._move(min(grown, self.max_length))
+        self._move(min(grown, self.layout.max_length))
 
     def _move(self, capacity: int) -> None:
         """Take new buffers with room for ``capacity`` tokens."""
@@ -178,3 +186,12 @@ class LatentCache:
             f"latent cache: {capacity} tokens take {megabytes:.0f} MB, more than is free; use a "
             "shorter context, a cache of a smaller type, or free memory"
         )
+
+
+def too_long(length: int, limit: int) -> InputError:
+    """The refusal of more tokens than a context can hold."""
+    return InputError(
+        f"context: {length} tokens are more than the {limit} that fit (the model's "
+        "max_position_embeddings unless max_context says otherwise); shorten the prompt or start a "
+        "new context"
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.runtime.bundle import Bundle
@@ -18,6 +18,7 @@ from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.graph_checks import check_cache, check_graphs, check_mtp
+from shoal.runtime.latent_cache import CacheLayout
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
@@ -29,6 +30,8 @@ from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, 
 if TYPE_CHECKING:
     from shoal.runtime.chat import ChatTemplate, Message
 
+_LONGEST_CONTEXT = (1 << 31) - 1  # tokens
+
 
 def open_bundle(
     path: str | Path,
@@ -36,6 +39,7 @@ def open_bundle(
     kernels: Kernels = "auto",
     threads: int | None = None,
     cache: CacheType = "float32",
+    max_context: int | None = None,
 ) -> Model:
     """Open a bundle for running.
 
@@ -44,6 +48,8 @@ def open_bundle(
         kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
         threads: threads that compute; None for one per physical core available.
         cache: type of the latent cache: "float32", "float16" or "int8".
+        max_context: tokens a context can hold; None for the model's max_position_embeddings. More
+            than that is allowed: positions go on, but the model has seen none of them in training.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
@@ -62,7 +68,11 @@ def open_bundle(
                 "portable, or export with --weights int8"
             )
         settings = dataclasses.replace(settings, kernels="portable", library=None)
-    return Model(bundle, settings, cache)
+    if max_context is not None and not (
+        type(max_context) is int and 1 <= max_context <= _LONGEST_CONTEXT
+    ):
+        raise InputError(f"max_context must be in 1..{_LONGEST_CONTEXT}, found {max_context!r}")
+    return Model(bundle, settings, cache, max_context)
 
 
 class Model:
@@ -72,19 +82,29 @@ class Model:
         bundle: where it lies.
         settings: threads and kernels.
         cache_type: of the latent cache of its contexts.
+        max_context: tokens a context can hold; None for the model's max_position_embeddings.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: SessionSettings, cache_type: CacheType = "float32"
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        cache_type: CacheType = "float32",
+        max_context: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.cache_type = cache_type
         self.threads = settings.threads
         self.kernels = settings.kernels
-        self._info = bundle.manifest.model
+        info = self._info = bundle.manifest.model
         self._settings = settings
         self._audit = RowAudit()
         check_cache(bundle, cache_type)
+        self._layout = CacheLayout(
+            type=cache_type,
+            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
+            max_length=info.max_position_embeddings if max_context is None else max_context,
+        )
         self._decoder = GraphSession(bundle.graph_path(graph_role("decoder", cache_type)), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
         check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
@@ -110,6 +130,11 @@ class Model:
         return self.has_tokenizer and self._template_source is not None
 
     @property
+    def max_context(self) -> int:
+        """Tokens a context can hold."""
+        return self._layout.max_length
+
+    @property
     def can_draft(self) -> bool:
         """Whether the bundle has a multi-token-prediction module."""
         return "mtp" in self.manifest.graphs
@@ -121,7 +146,7 @@ class Model:
 
     def new_context(self) -> Context:
         """An empty context."""
-        return Context(self._info, self._decoder, self._head, self.bundle_id, self.cache_type)
+        return Context(self._info, self._decoder, self._head, self.bundle_id, self._layout)
 
     def start_drafting(self, context: Context) -> Drafter:
         """Give a context a drafter, if it has none; the module is loaded on the first call.
@@ -130,7 +155,7 @@ class Model:
             InputError: the bundle has no multi-token-prediction module.
         """
         if context.drafter is None:
-            context.drafter = Drafter(self._info, self._mtp, self._head, self.cache_type)
+            context.drafter = Drafter(self._info, self._mtp, self._head, self._layout)
         return context.drafter
 
     def load_context(self, path: str | Path) -> Context:
@@ -146,7 +171,7 @@ class Model:
         """A saved context and the note that was saved with it; see ``load_context``."""
         cache_type = self.cache_type
         file = read_context_file(Path(path), bundle=self.bundle_id, cache_type=cache_type)
-        has_mtp = check_arrays(Path(path), file.arrays, self._info, cache_type)
+        has_mtp = check_arrays(Path(path), file.arrays, self._info, self._layout)
         context = self.new_context()
         if has_mtp:
             self.start_drafting(context)

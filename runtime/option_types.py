@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP
 
@@ -63,3 +63,13 @@ def length_list(text: str) -> tuple[int, ...]:
 def positive_length_list(text: str) -> tuple[int, ...]:
     """Option type: whole numbers from 1 on with commas between them; duplicates are dropped."""
     return tuple(sorted({positive_int(part) for part in text.split(",")}))
+
+
+def machine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``open_bundle`` that verbs share."""
+    return {
+        "kernels": args.kernels,
+        "threads": args.threads,
+        "cache": args.cache,
+        "max_context": args.max_context,
+    }

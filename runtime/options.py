@@ -342,10 +342,9 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--cache-kl",
-        metavar="FILE",
-        type=Path,
-        help="also measure, on this text and at the same depths, how far predictions over float16 "
-        "and int8 caches are from those over a float32 cache",
+        action="store_true",
+        help="also measure, on the text that comes with shoal and at the same depths, how far "
+        "predictions over float16 and int8 caches are from those over a float32 cache",
     )
     _add_machine(verb)
 
@@ -383,8 +382,15 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         "--cache",
         choices=CACHE_TYPES,
         default="float32",
-        help="type of the latent cache: float16 takes half the memory, int8 about a quarter "
+        help="type of the latent cache: float16 takes half the memory, int8 less than a third "
         "(default: float32)",
+    )
+    group.add_argument(
+        "--max-context",
+        type=positive_int,
+        metavar="N",
+        help="tokens a context can hold; more than the model was made for is allowed, and what it "
+        "then says is anybody's guess (default: the model's max_position_embeddings)",
     )
 
 

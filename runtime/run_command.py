@@ -20,6 +20,7 @@ from shoal.runtime.generate import Generation
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.interactive import Dialogue, run_dialogue
 from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.option_types import machine_options
 from shoal.runtime.report import format_bytes, progress_line, write_json
 from shoal.runtime.saved_dialogue import open_dialogue
 
@@ -34,7 +35,7 @@ def run_command(args: argparse.Namespace) -> int:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
     prompt = None if interactive else read_prompt(args.prompt)
     started_s = time.perf_counter()
-    model = open_bundle(args.bundle, kernels=args.kernels, threads=args.threads, cache=args.cache)
+    model = open_bundle(args.bundle, **machine_options(args))
     load_s = time.perf_counter() - started_s
     chat = wants_chat(args, model)
     dialogue = _open_dialogue(args, model, chat)

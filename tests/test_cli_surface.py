@@ -18,7 +18,7 @@ from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
-MACHINE = ["--cache", "--kernels", "--threads"]
+MACHINE = ["--cache", "--kernels", "--max-context", "--threads"]
 SURFACE = {
     "export": [
         "--block-size",
@@ -53,6 +53,7 @@ SURFACE = {
     "inspect": ["BUNDLE|CHECKPOINT"],
     "bench": [
         *MACHINE,
+        "--cache-kl",
         "--depths",
         "--new-tokens",
         "--prefill",

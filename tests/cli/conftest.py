@@ -102,6 +102,7 @@ class FakeModel:
     threads = 2
     kernels = "portable"
     cache_type = "float32"
+    max_context = LIMIT
 
     def __init__(self, *, template: bool = False) -> None:
         self.has_chat_template = template

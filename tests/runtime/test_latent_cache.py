@@ -6,14 +6,14 @@ import pytest
 from shoal.graphs.cache_types import CACHE_TYPES, CachePart, cache_parts
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import latent_cache
-from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.latent_cache import CacheLayout, LatentCache
 from shoal.runtime.machine import Memory
 
 PART = CachePart(name="cache", dtype="float32", width=6)
 
 
 def new_cache(max_length=1000, parts=(PART,)):
-    return LatentCache(3, parts=parts, max_length=max_length)
+    return LatentCache(3, CacheLayout(type="float32", parts=parts, max_length=max_length))
 
 
 class Addresses:
@@ -93,7 +93,7 @@ def test_room_never_exceeds_what_the_model_can_read():
     fill(cache, 0, 80)
     fill(cache, 80, 90)
     assert cache.capacity == 100
-    with pytest.raises(InputError, match=r"101 tokens are more than the model's 100"):
+    with pytest.raises(InputError, match=r"101 tokens are more than the 100 that fit"):
         cache.reserve(101)
 
 
