@@ -81,7 +81,7 @@ class Checkpoint:
             problems: list[str] = []
             tensors = _read_header(folder / SINGLE_FILE, problems)
         elif (folder / INDEX_FILE).exists():
-            tensors, problems = _read_shards(folder, _read_index(folder / INDEX_FILE))
+            tensors, problems = _read_shards(folder, read_index(folder / INDEX_FILE))
         else:
             raise CheckpointError(_no_weights_message(folder))
         if problems:
@@ -178,8 +178,12 @@ def _no_weights_message(folder: Path) -> str:
     return f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither; download the weights"
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Shard file by tensor name."""
+def read_index(path: Path) -> dict[str, str]:
+    """Shard file by tensor name, as model.safetensors.index.json gives it.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:

@@ -9,9 +9,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from shoal.export.dry_run import dry_run_record, write_dry_run
+from shoal.export.folder import check_target
+from shoal.export.hub import HubAccess, checkpoint_headers, local_checkpoint
 from shoal.export.pipeline import ExportReport, export_bundle
 from shoal.export.progress import ExportProgress
 from shoal.export.tables import write_pairs
@@ -25,26 +28,31 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 def export_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal export``."""
+    access = HubAccess(revision=args.revision, token=args.token)
+    check_target(Path(args.bundle).absolute(), args.force)  # before anything is fetched
     if args.dry_run:
-        record = dry_run_record(args)
+        with checkpoint_headers(args.checkpoint, access) as folder:
+            record = dry_run_record(folder, args)
         if args.json:
             sys.stdout.write(json.dumps(record, indent=1) + "\n")
         else:
             write_dry_run(record)
         return 0
-    with _stopped_like_ctrl_c(), ExportProgress("export") as progress:
-        report = export_bundle(
-            args.checkpoint,
-            args.bundle,
-            weights=args.weights,
-            block_size=args.block_size,
-            force=args.force,
-            resume=args.resume,
-            fidelity=not args.no_fidelity,
-            fidelity_text=args.fidelity_text,
-            fidelity_tokens=args.fidelity_tokens,
-            progress=progress,
-        )
+    with _stopped_like_ctrl_c():
+        checkpoint = local_checkpoint(args.checkpoint, access)
+        with ExportProgress("export") as progress:
+            report = export_bundle(
+                checkpoint,
+                args.bundle,
+                weights=args.weights,
+                block_size=args.block_size,
+                force=args.force,
+                resume=args.resume,
+                fidelity=not args.no_fidelity,
+                fidelity_text=args.fidelity_text,
+                fidelity_tokens=args.fidelity_tokens,
+                progress=progress,
+            )
     if args.json:
         sys.stdout.write(json.dumps(export_record(report), indent=1) + "\n")
     else:
@@ -90,7 +98,7 @@ def verify_checkpoint_command(args: argparse.Namespace) -> dict[str, Any]:
     """Compare a bundle with the checkpoint it was made from: every graph, weight, the fidelity.
 
     Args:
-        args: ``bundle``, ``checkpoint`` and ``json`` of ``shoal verify``.
+        args: the options of ``shoal verify``.
 
     Returns:
         The result as JSON-ready values; without ``args.json`` it is printed too.
@@ -98,8 +106,11 @@ def verify_checkpoint_command(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ExportError: something differs.
     """
+    checkpoint = local_checkpoint(
+        args.checkpoint, HubAccess(revision=args.revision, token=args.token)
+    )
     with ExportProgress("verify") as progress:
-        report = verify_against_checkpoint(args.bundle, args.checkpoint, progress=progress)
+        report = verify_against_checkpoint(args.bundle, checkpoint, progress=progress)
     if report.differing:
         raise ExportError(
             f"{args.bundle}: {len(report.differing)} parts differ from what {args.checkpoint} "

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shoal.export.folder import check_target
 from shoal.export.manifest import count_parameters, token_read_bytes
 from shoal.export.pipeline import TextChoice, open_model, small_files
 from shoal.export.tables import write_grid, write_pairs
@@ -19,23 +18,25 @@ from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 
 
-def dry_run_record(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``shoal export`` with these options would do, as JSON-ready values.
+def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What ``shoal export`` of a checkpoint would do, as JSON-ready values.
+
+    Args:
+        checkpoint: folder with config.json, headers of tensors and tokenizer files.
+        args: the other options.
 
     Raises:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: the checkpoint is incomplete or damaged.
-        ExportError: the target cannot be written.
     """
     target = Path(args.bundle).absolute()
-    check_target(target, args.force)
     choice = TextChoice(
         wanted=not args.no_fidelity, path=args.fidelity_text, num_tokens=args.fidelity_tokens
     )
     block_size = args.block_size if args.weights == "int8" else None
-    model = open_model(args.checkpoint, block_size, choice)
+    model = open_model(checkpoint, block_size, choice)
     config, plan = model.config, model.graphs.plan
-    contents = small_files(args.checkpoint, model.graphs)
+    contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}
     files[WEIGHTS_FILE] = plan.total_bytes
     parameters, active = count_parameters(config, plan)

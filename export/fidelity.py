@@ -57,12 +57,12 @@ def _rounded(value: Any) -> Any:
 
 
 def fidelity_windows(
-    tokenizer: Path, text: Path | None, num_tokens: int, *, window: int = WINDOW
+    tokenizer: Tokenizer, text: Path | None, num_tokens: int, *, window: int = WINDOW
 ) -> tuple[str, Tensor]:
     """Tokenize the fidelity text.
 
     Args:
-        tokenizer: a tokenizer.json.
+        tokenizer: of the model.
         text: a UTF-8 text file; None takes the text shipped with shoal.
         num_tokens: how many tokens to use at most.
         window: longest window.
@@ -71,7 +71,6 @@ def fidelity_windows(
         The text's name and int64 [B,T] windows.
 
     Raises:
-        CheckpointError: the tokenizer cannot be read.
         ExportError: the text cannot be read or is too short.
     """
     name = "shipped" if text is None else text.name
@@ -82,9 +81,8 @@ def fidelity_windows(
         raise ExportError(
             f"{text}: cannot be read as UTF-8 text ({reason}); choose another --fidelity-text"
         ) from error
-    encoder = _read_tokenizer(tokenizer)
-    ids = encoder.encode(content, add_special_tokens=False).ids
-    prefix = encoder.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one
+    ids = tokenizer.encode(content, add_special_tokens=False).ids
+    prefix = tokenizer.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one
     step = min(window, num_tokens, len(ids) + len(prefix)) - len(prefix)
     count = min(num_tokens, len(ids)) // step if step > 1 else 0
     if count < 1:
@@ -96,12 +94,17 @@ def fidelity_windows(
     return name, torch.tensor(windows, dtype=torch.int64)
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(content: bytes, where: Path) -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes.
+
+    Raises:
+        CheckpointError: it describes none.
+    """
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(
-            f"{path}: the tokenizers library cannot read it ({error}); download it again"
+            f"{where}: the tokenizers library cannot read it ({error}); download it again"
         ) from error
 
 

@@ -1,27 +1,29 @@
 """How far an export has come, on disk beside what it has written, so that it can be continued.
 
-The journal is replaced after every layer, when the layer's bytes are safely on disk. It belongs to
-one checkpoint exported in one way: continuing with anything else is refused.
+The journal is replaced after every layer. It belongs to one checkpoint exported in one way:
+continuing with anything else is refused, and so is continuing weights that are not, byte for byte,
+those it was written for. It is a safetensors file whose metadata hold a JSON object.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import os
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from shoal.export.checkpoint import Checkpoint
 from shoal.graphs.errors import ExportError
 from shoal.graphs.passes.weights import WeightPlan
 
-JOURNAL_FILE = "journal.pt"
+JOURNAL_FILE = "journal.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,13 @@ class ResumePoint:
 
     Attributes:
         position: bytes of weights.bin that are complete.
-        streams: state of the fidelity text; None when fidelity is not measured.
+        sha256: of those bytes.
+        streams: state of the fidelity text; empty when fidelity is not measured.
     """
 
     position: int
-    streams: dict[str, Any] | None
+    sha256: str
+    streams: dict[str, Tensor]
 
 
 class Journal:
@@ -53,10 +57,15 @@ class Journal:
         if not self._path.exists():
             return None
         try:
-            content = torch.load(self._path, weights_only=True)
+            with safe_open(self._path, framework="pt") as file:
+                content = json.loads(file.metadata()["journal"])
+                names = file.keys()
+                streams = {name: file.get_tensor(name) for name in names}
             fingerprint = content["fingerprint"]
-            point = ResumePoint(position=content["position"], streams=content["streams"])
-        except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            point = ResumePoint(
+                position=int(content["position"]), sha256=content["sha256"], streams=streams
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ExportError(
                 f"{self._path}: cannot be read ({error}); export without --resume"
             ) from error
@@ -67,11 +76,24 @@ class Journal:
             )
         return point
 
-    def write(self, point: ResumePoint) -> None:
-        """Note that everything before ``point`` is on disk."""
+    def write(self, point: ResumePoint, *, sync: bool) -> None:
+        """Note that everything before ``point`` is written.
+
+        Args:
+            point: where to continue.
+            sync: whether the journal must be on disk before this returns.
+        """
+        content = {
+            "fingerprint": self._fingerprint,
+            "position": point.position,
+            "sha256": point.sha256,
+        }
         new = self._path.with_suffix(".new")
-        content = {"fingerprint": self._fingerprint, **asdict(point)}
-        torch.save(content, new)
+        with new.open("wb") as file:
+            file.write(save(point.streams, {"journal": json.dumps(content)}))
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         new.replace(self._path)
 
     def remove(self) -> None:

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import Tensor
 
 from shoal.export.assemble import Graphs, build_graphs
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig, load_config
-from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows
+from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows, read_tokenizer
 from shoal.export.folder import replaced_folder, writing
 from shoal.export.journal import Journal, ResumePoint, fingerprint
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.rope_scaling import LongRopeScaling
 from shoal.export.special_tokens import SpecialTokens, read_special_tokens
+from shoal.export.tokenizer_files import TOKENIZER_FILE, tokenizer_files
 from shoal.export.transfer import FidelityText, Transfer
 from shoal.export.weights import CompareSink, FileSink, Progress
-from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
 
@@ -71,6 +73,7 @@ class ExportModel:
     checkpoint: Checkpoint
     parameters: ParameterSources
     special_tokens: SpecialTokens
+    tokenizer: dict[str, bytes]  # content of the tokenizer's files
     text: FidelityText | None
     graphs: Graphs
     notes: tuple[str, ...]
@@ -115,7 +118,7 @@ def export_bundle(
             block_size if weights == "int8" else None,
             TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
-        files, measured = _write_files(checkpoint, bundle, work, model, resume, progress)
+        files, measured = _write_files(bundle, work, model, resume, progress)
         _check_graphs(work, model.graphs)
         manifest = build_manifest(
             config=model.config,
@@ -139,7 +142,6 @@ def export_bundle(
 
 
 def _write_files(
-    checkpoint: Path,
     bundle: Path,
     work: Path,
     model: ExportModel,
@@ -156,11 +158,17 @@ def _write_files(
     point = journal.read() if resume else None
     position = 0 if point is None else point.position
     _check_space(bundle, work, plan.total_bytes - position)
-    files = _write_small_files(checkpoint, bundle, model.graphs, work)
-    sink = FileSink(work, bundle, plan, progress, position)
+    files = _write_small_files(bundle, model, work)
+    sink = FileSink(work, bundle, plan, progress, point)
 
-    def note(streams: dict[str, Any] | None) -> None:
-        journal.write(ResumePoint(position=sink.sync(), streams=streams))
+    def note(streams: dict[str, Tensor]) -> None:
+        # A killed process leaves behind what it has written. Only against a machine that goes down
+        # must it be on disk: after every layer for those who resume, else once, at the end.
+        position, sha256 = sink.reached(sync=resume)
+        with writing(bundle):
+            journal.write(
+                ResumePoint(position=position, sha256=sha256, streams=streams), sync=resume
+            )
 
     try:
         measured = transfer_of(model, sink).run(point, note)
@@ -177,9 +185,10 @@ def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> Expo
     checkpoint = Checkpoint.open(folder, config.fp8_block)
     parameters = parameter_sources(config, checkpoint)
     special_tokens = read_special_tokens(folder, raw_config, config.vocab_size)
+    tokenizer = tokenizer_files(folder, config.vocab_size)
     text, notes = None, (*parameters.notes, *_rope_notes(config))
     if choice.wanted and block_size is not None:
-        text, text_notes = _text(folder, config, choice)
+        text, text_notes = _text(folder, tokenizer, config, choice)
         notes = (*notes, *text_notes)
     graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, block_size=block_size)
     return ExportModel(
@@ -188,6 +197,7 @@ def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> Expo
         checkpoint=checkpoint,
         parameters=parameters,
         special_tokens=special_tokens,
+        tokenizer=tokenizer,
         text=text,
         graphs=graphs,
         notes=notes,
@@ -208,19 +218,19 @@ def transfer_of(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
 
 
 def _text(
-    checkpoint: Path, config: ModelConfig, choice: TextChoice
+    folder: Path, files: dict[str, bytes], config: ModelConfig, choice: TextChoice
 ) -> tuple[FidelityText | None, tuple[str, ...]]:
     """The fidelity text, or a note why there is none."""
-    tokenizer = checkpoint / "tokenizer.json"
-    if not tokenizer.is_file():
-        return None, ("fidelity was not measured: the checkpoint has no tokenizer.json",)
+    if TOKENIZER_FILE not in files:
+        return None, ("fidelity was not measured: the checkpoint has no tokenizer",)
     window = min(WINDOW, config.max_position_embeddings)
+    tokenizer = read_tokenizer(files[TOKENIZER_FILE], folder / TOKENIZER_FILE)
     name, ids_BT = fidelity_windows(tokenizer, choice.path, choice.num_tokens, window=window)
     largest = int(ids_BT.max())
     if largest >= config.vocab_size:
         raise CheckpointError(
-            f"{tokenizer}: expected token ids below vocab_size {config.vocab_size}, found "
-            f"{largest}; config.json and tokenizer.json must belong together"
+            f"{folder / TOKENIZER_FILE}: expected token ids below vocab_size {config.vocab_size}, "
+            f"found {largest}; config.json and tokenizer.json must belong together"
         )
     return FidelityText(name=name, ids_BT=ids_BT), ()
 
@@ -249,19 +259,14 @@ def serialized(graph: onnx.ModelProto) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def small_files(checkpoint: Path, graphs: Graphs) -> dict[str, bytes]:
+def small_files(model: ExportModel) -> dict[str, bytes]:
     """Content of every file of the bundle but the weights and the manifest."""
-    contents = {GRAPH_FILES[role]: serialized(graph) for role, graph in graphs.models.items()}
-    for name in TOKENIZER_FILES:
-        if (checkpoint / name).is_file():
-            contents[name] = (checkpoint / name).read_bytes()
-    return contents
+    graphs = model.graphs.models
+    return {GRAPH_FILES[role]: serialized(graphs[role]) for role in graphs} | model.tokenizer
 
 
-def _write_small_files(
-    checkpoint: Path, bundle: Path, graphs: Graphs, work: Path
-) -> dict[str, FileInfo]:
-    contents = small_files(checkpoint, graphs)
+def _write_small_files(bundle: Path, model: ExportModel, work: Path) -> dict[str, FileInfo]:
+    contents = small_files(model)
     with writing(bundle):
         for name, content in contents.items():
             (work / name).write_bytes(content)

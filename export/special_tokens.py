@@ -33,13 +33,18 @@ def read_special_tokens(folder: Path, raw_config: dict[str, Any], vocab_size: in
             vocabulary.
     """
     path = folder / GENERATION_CONFIG_FILE
-    sources = [(path, _read_object(path)), (folder / "config.json", raw_config)]
+    sources = [(path, read_object(path)), (folder / "config.json", raw_config)]
     eos = _token_ids("eos_token_id", sources, vocab_size)
     bos = _token_ids("bos_token_id", sources, vocab_size)
     return SpecialTokens(eos_token_ids=eos, bos_token_id=bos[0] if bos else None)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; empty when there is no such file.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
     if not path.exists():
         return {}
     try:

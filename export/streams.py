@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +50,15 @@ class TwoStreams:
         self._hidden = torch.zeros(2 * b, t, config.hidden_size)
         self._cos, self._sin = RotaryEmbedding(config)(torch.arange(t)[None])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Tensor]:
         """All that the layers passed so far have left behind."""
-        return {"hidden": self._hidden, "expert_ids": self.expert_ids}
+        chosen = {f"expert_ids.{i}": ids.contiguous() for i, ids in enumerate(self.expert_ids)}
+        return {"hidden": self._hidden.contiguous(), **chosen}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from what ``state`` gave."""
-        self._hidden, self.expert_ids = state["hidden"], list(state["expert_ids"])
+        self._hidden = state["hidden"]
+        self.expert_ids = [state[f"expert_ids.{i}"] for i in range(len(state) - 1)]
 
     def embed(self, start: int, rows: Tensor, served: Tensor) -> None:
         """Look up the tokens from ``start`` on whose embeddings ``rows`` [..,D] are."""

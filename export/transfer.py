@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +34,8 @@ from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 
-Note = Callable[[dict[str, Any] | None], None]
-"""Called when a layer is done."""
+Note = Callable[[dict[str, Tensor]], None]
+"""Called when a layer is done, with the state of the fidelity text."""
 
 CHUNK_VALUES = 1 << 22
 """Values that are loaded at a time, when a single row, head or expert does not have more."""
@@ -103,7 +102,7 @@ class Transfer:
 
         Args:
             resume: where to continue; None begins at the beginning.
-            note: called after every layer with the state of the fidelity text, if there is one.
+            note: called after every layer with the state of the fidelity text; empty without one.
         """
         _map_large_arrays()
         with torch.inference_mode(), ThreadPoolExecutor(self._workers) as self._pool:
@@ -112,7 +111,7 @@ class Transfer:
             for _, names in self._sections(resume):
                 for name in names:
                     self._move(name)
-                note(None)
+                note({})
         return None
 
     def _sections(self, resume: ResumePoint | None) -> Iterator[tuple[str, list[str]]]:
@@ -127,7 +126,7 @@ class Transfer:
         self, text: FidelityText, resume: ResumePoint | None, note: Note
     ) -> Fidelity | None:
         streams = TwoStreams(self._config, self._block_sizes, text.ids_BT)
-        if resume is not None and resume.streams is not None:
+        if resume is not None:
             streams.restore(resume.streams)
         comparison: HeadComparison | None = None
         for section, names in self._sections(resume):

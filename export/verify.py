@@ -12,11 +12,11 @@ from shoal.export.pipeline import (
     DEFAULT_FIDELITY_TOKENS,
     TextChoice,
     open_model,
-    serialized,
+    small_files,
     transfer_of,
 )
 from shoal.export.weights import CompareSink, Progress
-from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
@@ -70,13 +70,11 @@ def verify_against_checkpoint(
         )
     choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
     model = open_model(checkpoint, _block_size_of(manifest, bundle), choice)
+    files = small_files(model)
     differing = [
-        GRAPH_FILES[role]
-        for role, graph in model.graphs.models.items()
-        if _content(bundle / GRAPH_FILES[role]) != serialized(graph)
-    ]
-    differing += [
-        name for name in TOKENIZER_FILES if _content(bundle / name) != _content(checkpoint / name)
+        name
+        for name in (*(name for name in files if name not in TOKENIZER_FILES), *TOKENIZER_FILES)
+        if _content(bundle / name) != files.get(name)
     ]
     sink = CompareSink(
         bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.export.folder import writing
+from shoal.export.journal import ResumePoint
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import FileInfo, TensorInfo
@@ -39,19 +40,25 @@ class WeightSink(Protocol):
 class FileSink:
     """Writes weights.bin sequentially and hashes it on the way.
 
-    With ``position`` it continues a file whose first so many bytes are complete tensors.
+    With ``resume`` it continues a file whose beginning is complete.
 
     Args:
         work: the folder to write it to.
         target: the bundle it is for, named in errors.
         plan: every tensor and its place.
         progress: told about every chunk.
-        position: bytes that are there already.
+        resume: what is there already; None begins the file.
     """
 
     def __init__(
-        self, work: Path, target: Path, plan: WeightPlan, progress: Progress, position: int = 0
+        self,
+        work: Path,
+        target: Path,
+        plan: WeightPlan,
+        progress: Progress,
+        resume: ResumePoint | None = None,
     ) -> None:
+        position = 0 if resume is None else resume.position
         with writing(target):
             self._file = (work / WEIGHTS_FILE).open("r+b" if position else "wb")
         self._target = target
@@ -67,20 +74,26 @@ class FileSink:
             ]
         )
         try:
-            self._hash_beginning()
+            if resume is not None:
+                self._hash_beginning(resume)
         except BaseException:
             self._file.close()
             raise
 
-    def sync(self) -> int:
-        """Put what was written safely on disk; how many bytes that is."""
+    def reached(self, *, sync: bool) -> tuple[int, str]:
+        """How many bytes were written, and their sha256; out of this process's hands.
+
+        Args:
+            sync: whether they must be on disk before this returns.
+        """
         with writing(self._target):
             self._file.flush()
-            os.fsync(self._file.fileno())
-        return self._position
+            if sync:
+                os.fsync(self._file.fileno())
+        return self._position, self._hash.copy().hexdigest()
 
-    def _hash_beginning(self) -> None:
-        left = self._position
+    def _hash_beginning(self, resume: ResumePoint) -> None:
+        left = resume.position
         while left:
             data = self._file.read(min(left, _HASH_BYTES))
             if not data:
@@ -90,6 +103,11 @@ class FileSink:
                 )
             self._hash.update(data)
             left -= len(data)
+        if self._hash.hexdigest() != resume.sha256:
+            raise ExportError(
+                f"{self._file.name}: is not what the journal was written for; export without "
+                "--resume"
+            )
         self._file.truncate(self._position)
 
     def write(self, name: str, chunks: Iterable[NDArray[np.generic]]) -> None:
@@ -110,10 +128,10 @@ class FileSink:
             self._file.close()
 
     def finish(self) -> FileInfo:
-        """Flush to disk; the size and sha256 of the whole file."""
+        """Flush; the size and sha256 of the whole file."""
         assert next(self._pending, None) is None, "every planned tensor is written"
-        self.sync()
-        return FileInfo(size=self._position, sha256=self._hash.hexdigest())
+        size, sha256 = self.reached(sync=False)  # folder.py puts every file on disk
+        return FileInfo(size=size, sha256=sha256)
 
     def _append(self, data: bytes | memoryview) -> None:
         with writing(self._target):

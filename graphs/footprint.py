@@ -1,16 +1,19 @@
-"""Memory a model needs to run: the weights as the portable form holds them, and the latent cache.
+"""Memory a model needs to run: the weights, as each form of the ops holds them, and latent cache.
 
 Standard library only; the figures are the same for a bundle and for a checkpoint yet to export.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.manifest import TensorInfo
 
 _SCALES = "_scales"
+_MTP = "mtp."
+_EMBEDDING = "embed_tokens."
+_IN_ATTENTION = (".w_uk", ".w_uv")
 _CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
 
 
@@ -26,28 +29,58 @@ def cache_token_bytes(
 
 
 def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
-    """Memory the weights take in the portable form, which repacks int8 weights when it loads.
+    """Memory that the portable form takes for weights, which onnxruntime repacks when it loads.
 
-    Repacking keeps the bytes of a weight and stores a sum beside each scale. The embedding stays in
-    the mapped file, of which a token touches one row; MTP modules are not loaded until drafting.
+    Repacking keeps the bytes of a weight and stores a sum beside each int8 scale. Not repacked are
+    the embedding, of which a token touches one row, the weights inside attention and float32
+    experts. MTP modules are not loaded until drafting.
 
     Args:
         tensors: the tensors of weights.bin.
     """
-    return sum(_loaded_bytes(name, info) for name, info in tensors.items())
+    return sum(_copied_bytes(name, info) for name, info in _loaded(tensors))
 
 
-def _loaded_bytes(name: str, info: TensorInfo) -> int:
+def mapped_weight_bytes(tensors: Mapping[str, TensorInfo], *, native: bool) -> int:
+    """Weights that are read where the file is mapped, in memory as far as there is room.
+
+    Args:
+        tensors: the tensors of weights.bin.
+        native: with native kernels these are all weights, else those that are not repacked.
+    """
+    return sum(
+        info.size
+        for name, info in tensors.items()
+        if not name.startswith(_MTP)
+        and (native or name.endswith(_SCALES) or not _copied_bytes(name, info))
+    )
+
+
+def _loaded(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
+    """Tensors that products read; a tied embedding is also the head."""
+    for name, info in tensors.items():
+        if name.startswith(_EMBEDDING):
+            if "lm_head.weight" not in tensors:
+                yield name.replace(_EMBEDDING, "lm_head."), info
+        elif not name.startswith(_MTP):
+            yield name, info
+
+
+def _copied_bytes(name: str, info: TensorInfo) -> int:
     weight = name.removesuffix(_SCALES)
-    if weight.startswith(("mtp.", "embed_tokens.")):
+    if weight.startswith((_MTP, _EMBEDDING)) or weight.endswith(_IN_ATTENTION):
         return 0
-    return info.size if name == weight else 2 * info.size
+    if name != weight:
+        return 2 * info.size
+    return 0 if info.dtype == "float32" and ".experts." in name else info.size
 
 
 def memory_by_context(
     weight_bytes: int, token_bytes: int, max_position_embeddings: int
 ) -> list[dict[str, int]]:
-    """Memory needed by length of the context.
+    """Memory needed by length of the context, in the portable form and without scratch memory.
+
+    With native kernels weights stay in the mapped file, and the cache is all that is needed.
 
     Args:
         weight_bytes: see ``loaded_weight_bytes``.
@@ -57,12 +90,17 @@ def memory_by_context(
     Returns:
         For each length: tokens, bytes of cache, and bytes of cache and weights together.
     """
-    lengths = [length for length in _CONTEXT_TOKENS if length < max_position_embeddings]
     return [
         {
             "context_tokens": length,
             "cache_bytes": length * token_bytes,
             "memory_bytes": weight_bytes + length * token_bytes,
         }
-        for length in [*lengths, max_position_embeddings]
+        for length in context_lengths(max_position_embeddings)
     ]
+
+
+def context_lengths(max_position_embeddings: int) -> list[int]:
+    """Lengths that tables of memory show, the model's longest context last."""
+    lengths = [length for length in _CONTEXT_TOKENS if length < max_position_embeddings]
+    return [*lengths, max_position_embeddings]

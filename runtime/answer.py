@@ -39,6 +39,17 @@ class Answer:
         return max(0, self.new_tokens - 1) / rest_s if rest_s > 0 else 0.0
 
 
+def machine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a verb that ``open_bundle`` takes."""
+    return {
+        "kernels": args.kernels,
+        "threads": args.threads,
+        "cache": args.cache,
+        "max_context": args.max_context,
+        "max_memory": args.max_memory,
+    }
+
+
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of ``shoal run`` that ``Model.generate`` takes."""
     return {

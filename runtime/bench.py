@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from shoal.graphs.errors import InputError
+from shoal.runtime.answer import machine_options
 from shoal.runtime.bench_cache import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
-from shoal.runtime.machine import ResidentMemory, read_cpu, read_resident
+from shoal.runtime.machine import read_cpu
+from shoal.runtime.memory import ResidentMemory, read_resident
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.option_types import machine_options
 from shoal.runtime.report import (
     format_bytes,
     format_rate,

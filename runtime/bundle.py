@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.graphs.contract import MANIFEST_FILE, WEIGHTS_FILE
-from shoal.graphs.errors import BundleError, RuntimeFailure
+from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES
+from shoal.runtime.requirements import check_machine
 
 _READ_BYTES = 4 << 20
 
@@ -106,20 +105,6 @@ class Bundle:
 
 
 _CHANGED = "sha256 does not match the manifest: changed since the export; copy the bundle again"
-
-
-def check_machine() -> None:
-    """Refuse machines on which weights.bin cannot be used as it lies in the file.
-
-    Raises:
-        RuntimeFailure: the machine is big-endian, or this Python is a 32-bit one.
-    """
-    bits = struct.calcsize("P") * 8
-    if bits != 64 or sys.byteorder != "little":
-        raise RuntimeFailure(
-            f"this machine: bundles need a 64-bit little-endian Python, this one is {bits}-bit "
-            f"{sys.byteorder}-endian; install a 64-bit system and Python"
-        )
 
 
 def _read_manifest(root: Path, given: Path) -> bytes:

@@ -18,6 +18,8 @@ from shoal.graphs.errors import BundleError, InputError
 Message = Mapping[str, Any]
 """A message: {"role": "user", "content": "text"}; templates may read more keys."""
 
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 class ChatTemplate:
     """A template in a sandbox: it can read what it is given and nothing else.
@@ -126,13 +128,21 @@ def _check_list(messages: object) -> Sequence[object]:
     return messages
 
 
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which an answer's reasoning has the names by which templates ask for it."""
+    found = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+    if found is None:
+        return dict(message)
+    return {"thinking": found, **message, "reasoning_content": found}
+
+
 def _check_message(message: object) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(
             'a message must look like {"role": "user", "content": "Hello"}, found '
             f"{type(message).__name__} without a role"
         )
-    return dict(message)
+    return _with_reasoning(message)
 
 
 def _reason(error: BaseException) -> str:

@@ -78,7 +78,7 @@ class Context:
 
     @property
     def max_length(self) -> int:
-        """Number of tokens that fit."""
+        """Number of tokens it may hold (max_position_embeddings or max_context)."""
         return self._layout.max_length
 
     @property

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-import re
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import ShoalError
-from shoal.graphs.footprint import loaded_weight_bytes
-from shoal.runtime.bundle import Bundle, check_machine
+from shoal.graphs.manifest import Manifest
+from shoal.runtime.bundle import Bundle
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
-from shoal.runtime.kernels.library import find_library
-from shoal.runtime.machine import Cpu, Memory, read_cpu, read_memory
+from shoal.runtime.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
+from shoal.runtime.kernels.library import KernelLibrary, find_library
+from shoal.runtime.machine import Cpu, default_threads, read_cpu
+from shoal.runtime.memory import read_memory
 from shoal.runtime.op_forms import op_forms
 from shoal.runtime.report import (
     format_bytes,
@@ -25,8 +27,8 @@ from shoal.runtime.report import (
     write_lines,
     write_pairs,
 )
+from shoal.runtime.requirements import check_machine, onnxruntime_error
 
-ONNXRUNTIME_NEEDED = (1, 32)
 _PACKAGES = ("shoal", "numpy", "onnxruntime", "tokenizers", "jinja2", "rich")
 _EXTRA_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
 
@@ -50,7 +52,7 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
     cpu, memory = read_cpu(), read_memory()
     versions = {name: package_version(name) for name in (*_PACKAGES, *_EXTRA_PACKAGES)}
     errors = installation_errors(versions["onnxruntime"])
-    warnings = machine_warnings(cpu)
+    slow = machine_warnings(cpu)
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -63,12 +65,12 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
     weights = "int8"
     if folder is not None and not errors:
         try:
-            report["bundle"] = check_bundle(folder, memory, warnings)
+            report["bundle"] = check_bundle(folder, slow)
             weights = report["bundle"]["weights"]
         except ShoalError as error:
             errors.append(str(error))
     ops = [asdict(form) for form in op_forms(weights, cpu, find_library())]
-    return report | {"ops": ops, "errors": errors, "warnings": warnings, "ok": not errors}
+    return report | {"ops": ops, "errors": errors, "warnings": slow, "ok": not errors}
 
 
 def package_version(name: str) -> str | None:
@@ -86,76 +88,79 @@ def installation_errors(onnxruntime_version: str | None) -> list[str]:
         check_machine()
     except ShoalError as error:
         errors.append(str(error))
-    needed = ".".join(map(str, ONNXRUNTIME_NEEDED))
-    if onnxruntime_version is None:
-        errors.append(f"onnxruntime is not installed: pip install 'onnxruntime>={needed}'")
-    elif version_pair(onnxruntime_version) < ONNXRUNTIME_NEEDED:
-        errors.append(
-            f"onnxruntime {onnxruntime_version} is older than {needed}, which the experts' int8 "
-            f"products need: pip install --upgrade 'onnxruntime>={needed}'"
-        )
+    wrong = onnxruntime_error(onnxruntime_version)
+    if wrong is not None:
+        errors.append(wrong)
     return errors
-
-
-def version_pair(text: str) -> tuple[int, int]:
-    """Major and minor number of a version, zeros for what is not there."""
-    found = re.match(r"(\d+)(?:\.(\d+))?", text)
-    return (int(found.group(1)), int(found.group(2) or 0)) if found else (0, 0)
 
 
 def machine_warnings(cpu: Cpu) -> list[str]:
     """What makes this machine slower than it could be."""
-    warnings = []
+    slow = []
     is_arm = cpu.architecture in ("aarch64", "arm64")
     if is_arm and "asimddp" not in cpu.features and platform.system() == "Linux":
-        warnings.append(
+        slow.append(
             "this ARM processor has no dot product instructions (asimddp): int8 weights are "
             "converted to float32 for every product; use a newer board (Raspberry Pi 5 has them)"
         )
     if cpu.architecture in ("x86_64", "AMD64") and "avx2" not in cpu.features:
-        warnings.append(
+        slow.append(
             "no AVX2 found: int8 products are slow; in a virtual machine, pass the host's "
             "processor through"
         )
-    if cpu.quota_cpus is not None and cpu.quota_cpus < cpu.physical_cores:
-        warnings.append(
-            f"the control group grants {cpu.quota_cpus:g} processors of {cpu.physical_cores}: "
+    if cpu.quota_cpus is not None and cpu.quota_cpus < cpu.big_cores:
+        slow.append(
+            f"the control group grants {cpu.quota_cpus:g} processors of {cpu.big_cores}: "
             "raise the container's cpu limit for full speed"
         )
-    return warnings
+    return slow
 
 
-def check_bundle(folder: Path, memory: Memory | None, warnings: list[str]) -> dict[str, Any]:
-    """Open a bundle for real, if it fits.
+def check_bundle(folder: Path, found_warnings: list[str]) -> dict[str, Any]:
+    """Say what each form of a bundle takes here, and open it as ``shoal run`` would.
 
     Args:
         folder: the bundle.
-        memory: of this machine.
-        warnings: receives one if the bundle does not fit; it is then not loaded.
+        found_warnings: receives what makes it slow here.
 
     Raises:
-        ShoalError: the bundle does not open.
+        ShoalError: the bundle does not open or does not fit.
     """
-    bundle = Bundle.open(folder)
-    needed_bytes = loaded_weight_bytes(bundle.manifest.tensors)
+    manifest = Bundle.open(folder).manifest
     report = {
         "path": str(folder),
-        "weights": bundle.manifest.weights,
-        "needed_bytes": needed_bytes,
-        "load_ms": None,
+        "weights": manifest.weights,
+        "forms": [_form_report(manifest, form) for form in _forms(manifest)],
     }
-    if memory is not None and needed_bytes > memory.available_bytes:
-        warnings.append(
-            f"{folder}: needs {format_bytes(needed_bytes)} of memory, "
-            f"{format_bytes(memory.available_bytes)} are available; close programs or take a "
-            "smaller model (not loaded)"
-        )
-        return report
     from shoal.runtime.model import open_bundle  # the only part that loads onnxruntime
 
     started_s = time.perf_counter()
-    open_bundle(folder)
-    return report | {"load_ms": (time.perf_counter() - started_s) * 1000}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kernels = open_bundle(folder).kernels
+    load_ms = (time.perf_counter() - started_s) * 1000
+    found_warnings += [str(warning.message) for warning in caught]
+    return report | {"kernels": kernels, "load_ms": load_ms}
+
+
+def _forms(manifest: Manifest) -> list[Form]:
+    """The forms that can run here, the one that is taken first."""
+    has_native = manifest.weights == "int8" and isinstance(find_library(), KernelLibrary)
+    return ["native", "portable"] if has_native else ["portable"]
+
+
+def _form_report(manifest: Manifest, form: Form) -> dict[str, Any]:
+    need = bundle_need(manifest, form)
+    room = find_room(need, memory=read_memory(), resident=None, threads=default_threads(read_cpu()))
+    tokens = min(SMALLEST_CONTEXT, manifest.model.max_position_embeddings)
+    return {
+        "kernels": form,
+        "mapped_bytes": need.mapped_bytes,
+        "copied_bytes": need.copied_bytes,
+        "context_tokens": tokens,
+        "anonymous_bytes": need.anonymous_bytes(tokens),
+        "longest_context": None if room is None else need.longest_context(room.free_bytes),
+    }
 
 
 def _write_report(report: dict[str, Any]) -> None:
@@ -180,7 +185,7 @@ def _write_report(report: dict[str, Any]) -> None:
     )
     write_lines([""])
     if report["bundle"]:
-        write_lines([_bundle_line(report["bundle"])])
+        _write_bundle(report["bundle"])
     write_lines([f"warning: {text}" for text in report["warnings"]])
     write_lines([f"error: {text}" for text in report["errors"]])
     if report["ok"]:
@@ -199,18 +204,40 @@ def _machine_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("processor", f"{cpu['model']} ({cpu['architecture']})"),
         ("int8 features", " ".join(cpu["features"]) or "none known"),
-        ("cores", f"{cpu['physical_cores']}, {cpu['usable_cpus']} logical processors"),
+        ("cores", _cores(cpu)),
     ]
     if memory:
         free = format_bytes(memory["available_bytes"])
         rows.append(("memory", f"{format_bytes(memory['total_bytes'])}, {free} available"))
+        if memory["limited_by"] != "free memory":
+            rows[-1] = (rows[-1][0], f"{rows[-1][1]} ({memory['limited_by']})")
         if memory["limit_bytes"] is not None:
             rows.append(("memory limit", f"{format_bytes(memory['limit_bytes'])} (control group)"))
     return rows
 
 
-def _bundle_line(bundle: dict[str, Any]) -> str:
-    needs = f"{bundle['path']}: {bundle['weights']}, needs {format_bytes(bundle['needed_bytes'])}"
-    if bundle["load_ms"] is None:
-        return needs
-    return f"{needs}, opened in {bundle['load_ms']:.0f} ms"
+def _cores(cpu: dict[str, Any]) -> str:
+    text = f"{cpu['physical_cores']}, {cpu['usable_cpus']} logical processors"
+    if cpu["big_cores"] < cpu["physical_cores"]:
+        text += f"; {cpu['big_cores']} big ones, which compute unless --threads says otherwise"
+    return text
+
+
+def _write_bundle(bundle: dict[str, Any]) -> None:
+    write_grid(
+        f"{bundle['path']}: {bundle['weights']}, opened in {bundle['load_ms']:.0f} ms with "
+        f"{bundle['kernels']} kernels",
+        ("kernels", "mapped weights", "own memory", "for context", "longest that fits"),
+        [
+            (
+                form["kernels"],
+                format_bytes(form["mapped_bytes"]),
+                format_bytes(form["anonymous_bytes"]),
+                f"{form['context_tokens']} tokens",
+                "unknown"
+                if form["longest_context"] is None
+                else f"{form['longest_context']} tokens",
+            )
+            for form in bundle["forms"]
+        ],
+    )

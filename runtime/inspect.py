@@ -8,9 +8,10 @@ from typing import Any
 
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
 from shoal.graphs.fidelity import fidelity_rows
-from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
+from shoal.graphs.footprint import cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest, ModelInfo
 from shoal.runtime.bundle import Bundle
+from shoal.runtime.fit import Form, bundle_need
 from shoal.runtime.report import (
     format_bytes,
     format_count,
@@ -37,7 +38,6 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Everything ``shoal inspect`` says about a bundle, as JSON-ready values."""
     model = manifest.model
     weights_bytes = sum(tensor.size for tensor in manifest.tensors.values())
-    loaded_bytes = loaded_weight_bytes(manifest.tensors)
     token_bytes = bundle_cache_token_bytes(model)
     return {
         "kind": "bundle",
@@ -65,10 +65,28 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         },
         "weights_bytes": weights_bytes,
         "files": {name: info.size for name, info in manifest.files.items()},
-        "memory": memory_by_context(loaded_bytes, token_bytes, model.max_position_embeddings),
+        "memory": memory_rows(manifest),
         "fidelity": manifest.fidelity,
         "notes": list(manifest.notes),
     }
+
+
+def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
+    """Memory that only the process uses, by length of the context and form of the ops.
+
+    Returns:
+        For each length: tokens, bytes of a float32 cache, and bytes in all with portable and, for
+        int8 weights, with native kernels, which leave the weights in the mapped file.
+    """
+    forms: tuple[Form, ...] = (
+        ("native", "portable") if manifest.weights == "int8" else ("portable",)
+    )
+    needs = [bundle_need(manifest, form) for form in forms]
+    return [
+        {"context_tokens": tokens, "cache_bytes": needs[0].cache_bytes(tokens)}
+        | {f"{need.form}_bytes": need.anonymous_bytes(tokens) for need in needs}
+        for tokens in context_lengths(manifest.model.max_position_embeddings)
+    ]
 
 
 def bundle_cache_token_bytes(model: ModelInfo, cache_type: CacheType = "float32") -> int:
@@ -96,14 +114,15 @@ def _write_report(report: dict[str, Any]) -> None:
     ]
     write_pairs(report["path"], rows)
     write_lines([""])
+    forms = [form for form in ("native", "portable") if f"{form}_bytes" in report["memory"][0]]
     write_grid(
-        "Memory (estimate for the portable form)",
-        ("context tokens", "float32 cache", "with weights"),
+        "Memory beside the mapped file (estimate)",
+        ("context tokens", "float32 cache", *(f"in all, {form} kernels" for form in forms)),
         [
             (
                 str(row["context_tokens"]),
                 format_bytes(row["cache_bytes"]),
-                format_bytes(row["memory_bytes"]),
+                *(format_bytes(row[f"{form}_bytes"]) for form in forms),
             )
             for row in report["memory"]
         ],

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from shoal.graphs.cache_types import CachePart, CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime.machine import read_memory
+from shoal.runtime.memory import read_memory
 
 _SMALLEST_CAPACITY = 64
 _GROWTH = 1.5  # each row is copied about twice in all, and at most a third of the room is unused
@@ -191,7 +191,6 @@ class LatentCache:
 def too_long(length: int, limit: int) -> InputError:
     """The refusal of more tokens than a context can hold."""
     return InputError(
-        f"context: {length} tokens are more than the {limit} that fit (the model's "
-        "max_position_embeddings unless max_context says otherwise); shorten the prompt or start a "
-        "new context"
+        f"context: {length} tokens are more than the model's {limit} (max_position_embeddings or "
+        "max_context); shorten the prompt or start a new context"
     )

@@ -16,6 +16,7 @@ from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
 from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
+from shoal.runtime.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.graph_checks import check_cache, check_graphs, check_mtp
 from shoal.runtime.latent_cache import CacheLayout
@@ -30,8 +31,6 @@ from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, 
 if TYPE_CHECKING:
     from shoal.runtime.chat import ChatTemplate, Message
 
-_LONGEST_CONTEXT = (1 << 31) - 1  # tokens
-
 
 def open_bundle(
     path: str | Path,
@@ -40,22 +39,26 @@ def open_bundle(
     threads: int | None = None,
     cache: CacheType = "float32",
     max_context: int | None = None,
+    max_memory: int | None = None,
 ) -> Model:
     """Open a bundle for running.
 
     Args:
         path: the bundle folder.
         kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
-        threads: threads that compute; None for one per physical core available.
+        threads: threads that compute; None for one per big core available.
         cache: type of the latent cache: "float32", "float16" or "int8".
-        max_context: tokens a context can hold; None for the model's max_position_embeddings. More
-            than that is allowed: positions go on, but the model has seen none of them in training.
+        max_context: tokens a context may hold; None for as many as the model can read. More than
+            that is allowed, with a warning: the model has seen no such positions in training.
+        max_memory: bytes this process may take for itself, beside the mapped weights; without
+            ``max_context``, a context may hold as many tokens as fit into that.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
             of cache.
         InputError: an unknown value of an option.
-        RuntimeFailure: not enough memory, or native kernels that are not there.
+        RuntimeFailure: not enough memory, said before anything is loaded, or native kernels that
+            are not there.
     """
     settings = choose_settings(kernels, threads)
     if cache not in CACHE_TYPES:
@@ -68,11 +71,16 @@ def open_bundle(
                 "portable, or export with --weights int8"
             )
         settings = dataclasses.replace(settings, kernels="portable", library=None)
-    if max_context is not None and not (
-        type(max_context) is int and 1 <= max_context <= _LONGEST_CONTEXT
-    ):
-        raise InputError(f"max_context must be in 1..{_LONGEST_CONTEXT}, found {max_context!r}")
-    return Model(bundle, settings, cache, max_context)
+    need = bundle_need(bundle.manifest, settings.kernels, cache)
+    tokens = choose_context(
+        str(path),
+        need,
+        settings.threads,
+        max_context=max_context,
+        max_memory=max_memory,
+        advice=native_advice(bundle.manifest, settings.kernels, cache),
+    )
+    return Model(bundle, settings, cache, tokens)
 
 
 class Model:
@@ -82,15 +90,11 @@ class Model:
         bundle: where it lies.
         settings: threads and kernels.
         cache_type: of the latent cache of its contexts.
-        max_context: tokens a context can hold; None for the model's max_position_embeddings.
+        max_context: tokens a context may hold.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        settings: SessionSettings,
-        cache_type: CacheType = "float32",
-        max_context: int | None = None,
+        self, bundle: Bundle, settings: SessionSettings, cache_type: CacheType, max_context: int
     ) -> None:
         self.bundle = bundle
         self.cache_type = cache_type
@@ -103,7 +107,7 @@ class Model:
         self._layout = CacheLayout(
             type=cache_type,
             parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
-            max_length=info.max_position_embeddings if max_context is None else max_context,
+            max_length=max_context,
         )
         self._decoder = GraphSession(bundle.graph_path(graph_role("decoder", cache_type)), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP
 
@@ -65,11 +66,16 @@ def positive_length_list(text: str) -> tuple[int, ...]:
     return tuple(sorted({positive_int(part) for part in text.split(",")}))
 
 
-def machine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of ``open_bundle`` that verbs share."""
-    return {
-        "kernels": args.kernels,
-        "threads": args.threads,
-        "cache": args.cache,
-        "max_context": args.max_context,
-    }
+_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BYTE_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def byte_count(text: str) -> int:
+    """Option type: a number of bytes from 1 on, with a unit such as MB, G or GiB if wanted."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    count = int(float(found[1]) * _BYTE_UNITS.get(found[2], 0)) if found else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as 800M, 1.5G or 2GiB, found {text!r}"
+        )
+    return count

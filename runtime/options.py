@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.runtime.option_types import (
+    byte_count,
     draft_length,
     length_list,
     non_negative_float,
@@ -113,13 +114,20 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
 
 def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.description = (
-        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files) and write a "
-        "bundle: a folder that runs with nothing but `pip install shoal`. Weights are streamed, "
-        "so a model larger than memory can be exported. The bundle appears only when it is "
-        "complete and checked. Needs the export extra: pip install 'shoal[export]'."
+        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files), or fetch one "
+        "from the Hugging Face Hub, and write a bundle: a folder that runs with nothing but "
+        "`pip install shoal`. Weights are streamed, so a model larger than memory can be "
+        "exported. The bundle appears only when it is complete and checked. Needs the export "
+        "extra: pip install 'shoal[export]'."
     )
-    verb.epilog = "example:\n  shoal export checkpoints/tiny-v3 build/tiny --weights int8"
-    verb.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder")
+    verb.epilog = (
+        "examples:\n"
+        "  shoal export checkpoints/tiny-v3 build/tiny --weights int8\n"
+        "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
+    )
+    verb.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or ORG/NAME on the hub"
+    )
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",
@@ -167,6 +175,7 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="skip the comparison: faster, but nobody knows what int8 cost",
     )
+    _add_hub(verb)
 
 
 def _add_run(verb: argparse.ArgumentParser) -> None:
@@ -282,8 +291,11 @@ def _add_verify(verb: argparse.ArgumentParser) -> None:
     verb.epilog = "example:\n  shoal verify build/tiny --checkpoint checkpoints/tiny-v3"
     _add_bundle(verb)
     verb.add_argument(
-        "--checkpoint", metavar="CHECKPOINT", type=Path, help="folder the bundle was made from"
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="what the bundle was made from: a folder, or ORG/NAME on the hub",
     )
+    _add_hub(verb)
 
 
 def _add_inspect(verb: argparse.ArgumentParser) -> None:
@@ -363,13 +375,25 @@ def _add_bundle(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="bundle folder")
 
 
+def _add_hub(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("Hugging Face Hub")
+    group.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
+    )
+    group.add_argument(
+        "--token",
+        metavar="TEXT",
+        help="of an account, for models that are not public (default: HF_TOKEN or a login)",
+    )
+
+
 def _add_machine(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("machine")
     group.add_argument(
         "--threads",
         type=positive_int,
         metavar="N",
-        help="threads to compute with (default: one per physical core)",
+        help="threads to compute with (default: one per big core)",
     )
     group.add_argument(
         "--kernels",
@@ -389,8 +413,15 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         "--max-context",
         type=positive_int,
         metavar="N",
-        help="tokens a context can hold; more than the model was made for is allowed, and what it "
-        "then says is anybody's guess (default: the model's max_position_embeddings)",
+        help="tokens a context may hold; refused at once if that does not fit into memory "
+        "(default: as many as the model can read)",
+    )
+    group.add_argument(
+        "--max-memory",
+        type=byte_count,
+        metavar="SIZE",
+        help="memory to take beside the mapped weights, such as 800M or 2G; contexts end where it "
+        "is used up, unless --max-context is given (default: what the machine has)",
     )
 
 

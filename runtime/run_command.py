@@ -12,6 +12,7 @@ from shoal.graphs.errors import InputError
 from shoal.runtime.answer import (
     Answer,
     answer_report,
+    machine_options,
     sampling_options,
     stream_answer,
     write_speed,
@@ -20,7 +21,6 @@ from shoal.runtime.generate import Generation
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.interactive import Dialogue, run_dialogue
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.option_types import machine_options
 from shoal.runtime.report import format_bytes, progress_line, write_json
 from shoal.runtime.saved_dialogue import open_dialogue
 

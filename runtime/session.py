@@ -10,7 +10,6 @@ cannot turn off) cost 0.98 s of processor time in 0.9 s of waiting, against 0.28
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +21,19 @@ import numpy.typing as npt
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
-from shoal.runtime.machine import read_cpu
+from shoal.runtime.machine import default_threads, read_cpu
+from shoal.runtime.requirements import check_machine, onnxruntime_error
 
 # onnxruntime's official builds report usage over the network and keep files for it unless this is
 # set before they are imported. A user who wants that can set it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime
+check_machine()  # before the import, which fails obscurely on a 32-bit system
+try:
+    import onnxruntime
+except ImportError as error:
+    raise RuntimeFailure(onnxruntime_error(None, " ".join(str(error).split()))) from error
+if (_wrong := onnxruntime_error(onnxruntime.__version__)) is not None:
+    raise RuntimeFailure(_wrong)
 
 Kernels = Literal["auto", "native", "portable"]
 
@@ -50,7 +56,7 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
 
     Args:
         kernels: "native" insists on the native kernels, "auto" takes what there is.
-        threads: None for one per physical core that this process may use.
+        threads: None for one per big core that this process may use.
 
     Raises:
         InputError: an unknown value, or a number of threads outside 1..1024.
@@ -68,7 +74,7 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
         elif LIBRARY_FILE.is_file():  # there, but of no use: not what this installation intends
             _log.warning("%s; the portable form runs", found)
     if threads is None:
-        threads = default_threads()
+        threads = default_threads(read_cpu())
     elif isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise InputError(f"threads must be an integer in 1..1024, found {threads!r}")
     return SessionSettings(
@@ -76,14 +82,6 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
         kernels="portable" if library is None else "native",
         library=None if library is None else library.path,
     )
-
-
-def default_threads() -> int:
-    """Physical cores this process may run on, or less if its control group grants less."""
-    cpu = read_cpu()
-    if cpu.quota_cpus is None:
-        return cpu.physical_cores
-    return max(1, min(cpu.physical_cores, math.ceil(cpu.quota_cpus)))
 
 
 PortType = Literal["tensor(float)", "tensor(float16)", "tensor(uint8)", "tensor(int64)"]

@@ -19,7 +19,7 @@ SCORE_BYTES = 64 << 20
 """Attention scores of one chunk, H*T*S float32 values, stay below this where they can."""
 
 SMALLEST_CHUNK = 16
-_LARGEST_CHUNK = 512
+LARGEST_CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Step:
 
 def chunk_length(position: int, remaining: int, num_heads: int) -> int:
     """Tokens to run at once from ``position``, so that attention scores stay small."""
-    longest = min(remaining, _LARGEST_CHUNK)
+    longest = min(remaining, LARGEST_CHUNK)
     fitting = SCORE_BYTES // (4 * num_heads * (position + longest))
     return min(longest, max(SMALLEST_CHUNK, fitting))
 

@@ -30,6 +30,7 @@ print(",".join(sys.modules))
 """
 
 TORCH_SIDE = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers")
+TORCH_SIDE += ("huggingface_hub",)
 
 
 def modules_of(package: str, folder: str = "") -> list[str]:
@@ -74,7 +75,9 @@ def test_what_runtime_takes_of_graphs_needs_numpy_at_most() -> None:
 
 
 def test_export_imports_without_onnxruntime_transformers_and_runtime() -> None:
-    loaded_by(modules_of("export"), ("transformers", "onnxruntime", "shoal.runtime"))
+    loaded_by(
+        modules_of("export"), ("transformers", "huggingface_hub", "onnxruntime", "shoal.runtime")
+    )
 
 
 def test_the_command_line_starts_without_numpy_and_rich() -> None:

@@ -18,9 +18,11 @@ from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
-MACHINE = ["--cache", "--kernels", "--max-context", "--threads"]
+MACHINE = ["--cache", "--kernels", "--max-context", "--max-memory", "--threads"]
+HUB = ["--revision", "--token"]
 SURFACE = {
     "export": [
+        *HUB,
         "--block-size",
         "--dry-run",
         "--fidelity-text",
@@ -49,7 +51,7 @@ SURFACE = {
         "--top-p",
         "BUNDLE",
     ],
-    "verify": ["--checkpoint", "BUNDLE"],
+    "verify": [*HUB, "--checkpoint", "BUNDLE"],
     "inspect": ["BUNDLE|CHECKPOINT"],
     "bench": [
         *MACHINE,
@@ -114,6 +116,9 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ["run", "b", "--draft", "some"],
         ["run", "b", "--chat", "--raw"],
         ["run", "b", "--kernels", "cuda"],
+        ["run", "b", "--max-context", "0"],
+        ["run", "b", "--max-memory", "much"],
+        ["run", "b", "--max-memory", "0"],
         ["bench", "b", "--depths", "0,x"],
         ["bench", "b", "--prefill", "0"],
         ["export", "c"],

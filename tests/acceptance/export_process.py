@@ -35,27 +35,37 @@ POINTS = (
 
 
 def start_export(
-    checkpoint: Path, target: Path, *, point: str = "", kill: int = 0, slow_s: float = 0.0
+    checkpoint: Path,
+    target: Path,
+    *,
+    point: str = "",
+    kill: int = 0,
+    slow_s: float = 0.0,
+    options: tuple[str, ...] = ("--force", "--no-fidelity"),
 ) -> BaseProcess:
     """Start an export.
 
     Args:
         checkpoint: what to export.
         target: where to; an existing bundle is replaced.
-        point: one of ``POINTS``, at which the process sends itself a signal.
+        point: one of ``POINTS`` or a share of the weights written, such as "0.25", at which the
+            process sends itself a signal.
         kill: the signal.
         slow_s: time to wait after each piece of the weights.
+        options: of the command.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.acceptance.export_process_warm"])
     process = context.Process(
-        target=_export, args=(str(checkpoint), str(target), point, kill, slow_s)
+        target=_export, args=(str(checkpoint), str(target), point, kill, slow_s, options)
     )
     process.start()
     return process
 
 
-def _export(checkpoint: str, target: str, point: str, kill: int, slow_s: float) -> None:
+def _export(
+    checkpoint: str, target: str, point: str, kill: int, slow_s: float, options: tuple[str, ...]
+) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hooks = _Hooks(point, kill, slow_s)
@@ -66,7 +76,7 @@ def _export(checkpoint: str, target: str, point: str, kill: int, slow_s: float) 
     hooks.around(pipeline, "_write_manifest", "all weights written", "manifest written")
     hooks.around(folder, "_put_in_place", "before the rename", "after the rename")
     hooks.around_progress()
-    sys.exit(main(["export", checkpoint, target, "--force", "--no-fidelity"]))
+    sys.exit(main(["export", checkpoint, target, *options]))
 
 
 class _Hooks:
@@ -96,6 +106,8 @@ class _Hooks:
             self.reach("first weights written")
             if 2 * done_bytes >= total_bytes:
                 self.reach("half of the weights written")
+            if self._point[:1] == "0" and done_bytes >= float(self._point) * total_bytes:
+                self.reach(self._point)
             time.sleep(self._slow_s)
 
         cli.ExportProgress.__call__ = outer  # type: ignore[method-assign]

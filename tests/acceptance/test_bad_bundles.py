@@ -187,5 +187,5 @@ def test_another_checkpoint_than_the_bundles_is_refused(
 def test_prompts_that_cannot_be_answered_are_refused(bundle: Path, refusal: Refusal) -> None:
     assert "expected a prompt, found nothing" in refusal("run", bundle, "--prompt", "")
     message = refusal("run", bundle, "--prompt", "word " * 3000)
-    assert "more than the 2048 that fit" in message
+    assert "more than the model's 2048" in message
     assert "shorten it" in message

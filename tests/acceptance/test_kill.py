@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.acceptance.export_process import POINTS, start_export
 
@@ -131,6 +132,41 @@ def test_where_folders_cannot_be_swapped_the_old_bundle_comes_back(
     process.join()
     assert_whole(target, "fp32")
     export_again(tiny_checkpoint, target)
+
+
+RESUMED = ("--resume", "--fidelity-tokens", "256")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("uninterrupted") / "bundle"
+    start_export(tiny_checkpoint, bundle, options=RESUMED[1:]).join()
+    return bundle
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_export_killed_anywhere_is_resumed_to_the_same_bytes(
+    tiny_checkpoint: Path, place: Path, uninterrupted: Path, seed: int
+) -> None:
+    """Killed at three random places, the first time without --resume; then left alone."""
+    places = sorted(np.random.default_rng(seed).uniform(0.02, 0.98, 3).round(4))
+    for share in places:
+        options = RESUMED[1:] if share == places[0] else RESUMED
+        process = start_export(
+            tiny_checkpoint, place / "b", point=str(share), kill=signal.SIGKILL, options=options
+        )
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"not killed at {share}"
+        assert not (place / "b").exists()
+    process = start_export(tiny_checkpoint, place / "b", options=RESUMED)
+    process.join()
+    assert process.exitcode == 0
+    assert os.listdir(place) == ["b"]
+    assert _contents(place / "b") == _contents(uninterrupted)
+
+
+def _contents(bundle: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in bundle.iterdir()}
 
 
 def wait_for(path: Path) -> None:

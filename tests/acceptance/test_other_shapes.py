@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.export.oracle import make_v2, make_v3, run, save
 from tests.tolerances import BUNDLE_LOGITS, FIDELITY_EMULATION
+from tokenizers import Tokenizer
 
 from shoal.export import assemble
 from shoal.export.fidelity import fidelity_windows
@@ -111,7 +112,7 @@ def test_the_int8_bundle_is_as_faithful_as_its_report_says(
     report = model.manifest.fidelity
     assert report is not None
     assert report["window"] == 128
-    tokenizer = checkpoint / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     _, windows = fidelity_windows(tokenizer, None, 1024, window=128)
     pairs = [
         [torch.from_numpy(m.logits(ids)).double().log_softmax(-1) for m in (float_model, model)]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.export.oracle import run
 from tests.tolerances import BUNDLE_LOGITS, FIDELITY_EMULATION, INT8_MEAN_KL
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.export.fidelity import fidelity_windows
@@ -61,7 +62,9 @@ def int8_model(measured_bundle: Path) -> Model:
 @pytest.fixture(scope="module")
 def windows(tiny_checkpoint: Path) -> Tensor:
     """The windows the fidelity report is measured on, int64 [B,T]."""
-    _, ids_BT = fidelity_windows(tiny_checkpoint / "tokenizer.json", None, 2048)
+    _, ids_BT = fidelity_windows(
+        Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json")), None, 2048
+    )
     return ids_BT
 
 

@@ -19,6 +19,7 @@ PI5 = Cpu(
     features=("asimddp",),
     usable_cpus=4,
     physical_cores=4,
+    big_cores=4,
     quota_cpus=None,
 )
 PC = replace(PI5, architecture="x86_64", features=("avx2", "avx512_vnni"))

@@ -8,7 +8,12 @@ import pytest
 
 from shoal.export.inspect_checkpoint import checkpoint_report
 from shoal.graphs.fidelity import fidelity_rows
-from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
+from shoal.graphs.footprint import (
+    cache_token_bytes,
+    loaded_weight_bytes,
+    mapped_weight_bytes,
+    memory_by_context,
+)
 from shoal.graphs.manifest import Manifest, TensorInfo
 from shoal.runtime.cli import main
 from shoal.runtime.inspect import bundle_report
@@ -41,7 +46,20 @@ def test_loaded_weights_are_repacked_copies_without_embedding_and_mtp() -> None:
         "lm_head.weight_scales": tensor("float32", 20),
         "norm.weight": tensor("float32", 8),
     }
-    assert loaded_weight_bytes(tensors) == 10 + 2 * 4 + 100 + 2 * 20 + 8
+    assert loaded_weight_bytes(tensors) == 100 + 2 * 20 + 8
+    # What is not copied stays mapped, and so do scales, which are read while copying.
+    assert mapped_weight_bytes(tensors, native=False) == 1000 + 1000 + 10 + 4 + 20
+    assert mapped_weight_bytes(tensors, native=True) == 1000 + 1000 + 10 + 4 + 100 + 20 + 8
+
+
+def test_a_tied_embedding_is_copied_for_the_head_and_float_experts_are_not() -> None:
+    tensors = {
+        "embed_tokens.weight": tensor("uint8", 1000),
+        "embed_tokens.weight_scales": tensor("float32", 100),
+        "layers.1.mlp.experts.down": tensor("float32", 5000),
+        "layers.1.mlp.experts.down_scales": tensor("float32", 10),
+    }
+    assert loaded_weight_bytes(tensors) == 1000 + 2 * 100 + 2 * 10
 
 
 def test_memory_list_ends_at_the_longest_context() -> None:
@@ -57,6 +75,10 @@ def test_bundle_report_is_json_and_holds_the_headline_numbers(manifest: Manifest
     assert report["token_read_bytes"] == 520_000
     assert report["cache_token_bytes"] == (48 + 16) * 4 * 3
     assert report["notes"] == ["only the first MTP module was exported"]
+    (row,) = report["memory"]
+    assert row["context_tokens"] == 100
+    assert row["cache_bytes"] == 100 * report["cache_token_bytes"]
+    assert row["portable_bytes"] - row["native_bytes"] >= 2_000_000, "the copied weights"
 
 
 def test_checkpoint_report_counts_what_the_model_card_says() -> None:

@@ -100,7 +100,13 @@ def test_other_options_do_not_continue_an_export(checkpoint: Path, tmp_path: Pat
     assert (work / JOURNAL_FILE).is_file()
     with pytest.raises(ExportError, match="another checkpoint or other options"):
         export_bundle(checkpoint, bundle, fidelity=False, resume=True, block_size=16)
-    (work / WEIGHTS_FILE).write_bytes(b"")
+    weights = work / WEIGHTS_FILE
+    damaged = bytearray(weights.read_bytes())
+    damaged[0] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(ExportError, match="not what the journal was written for; export without"):
+        export_bundle(checkpoint, bundle, fidelity=False, resume=True)
+    weights.write_bytes(b"")
     with pytest.raises(ExportError, match="before the journal says; export without --resume"):
         export_bundle(checkpoint, bundle, fidelity=False, resume=True)
     (work / JOURNAL_FILE).write_bytes(b"damaged")

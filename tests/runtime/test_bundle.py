@@ -99,7 +99,7 @@ def test_what_is_no_bundle_is_told_what_it_is(tmp_path):
 
 
 def test_a_big_endian_machine_is_refused(fake_bundle, monkeypatch):
-    monkeypatch.setattr(bundle_module.sys, "byteorder", "big")
+    monkeypatch.setattr("sys.byteorder", "big")
     with pytest.raises(RuntimeFailure, match="big-endian"):
         Bundle.open(fake_bundle.folder)
 

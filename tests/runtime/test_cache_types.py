@@ -113,16 +113,17 @@ def test_blocks_divide_the_latent():
     assert [cache_block_size(rank) for rank in (8, 40)] == [None, None]
 
 
-@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "9", 1 << 31])
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "9"])
 def test_a_limit_that_is_no_number_of_tokens_is_refused(fp32_bundle, limit):
-    with pytest.raises(InputError, match="max_context must be in 1"):
+    with pytest.raises(InputError, match="max_context must be a whole number from 1 on"):
         open_bundle(fp32_bundle, max_context=limit)
 
 
 def test_a_context_can_be_limited_and_go_beyond_what_the_model_was_made_for(fp32_bundle):
-    with pytest.raises(InputError, match="31 tokens are more than the 30 that fit"):
+    with pytest.raises(InputError, match="31 tokens are more than the model's 30"):
         open_bundle(fp32_bundle, max_context=30).logits([5] * 31)
-    model = open_bundle(fp32_bundle, threads=1, max_context=2600)
+    with pytest.warns(UserWarning, match="max_context 2600 is more than the model was made for"):
+        model = open_bundle(fp32_bundle, threads=1, max_context=2600)
     beyond = model.manifest.model.max_position_embeddings + 500
     context = model.new_context()
     assert np.isfinite(context.prefill([5 + n % 4000 for n in range(beyond)])).all()
@@ -134,5 +135,5 @@ def test_a_saved_context_that_is_too_long_is_refused(fp32_bundle, tmp_path):
     context.prefill(IDS)
     context.save(tmp_path / "a.ctx")
     short = open_bundle(fp32_bundle, threads=1, max_context=20)
-    with pytest.raises(InputError, match="55 tokens are more than the 20 that fit"):
+    with pytest.raises(InputError, match="55 tokens are more than the model's 20"):
         short.load_context(tmp_path / "a.ctx")

@@ -5,8 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import jinja2
 import pytest
 import transformers
+from tests.runtime.chat_templates import CONVERSATIONS as TALKS
+from tests.runtime.chat_templates import TEMPLATES
 
 from shoal.graphs.errors import BundleError, InputError
 from shoal.runtime.chat import ChatTemplate
@@ -82,6 +85,31 @@ def test_rendering_equals_transformers(oracle, tokens, template, messages, promp
     )
     rendered = ChatTemplate(template, tokens, "t").render(messages, add_generation_prompt=prompt)
     assert rendered == expected
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("prompt", [True, False])
+def test_the_families_templates_render_as_in_transformers(oracle, tokens, family, talk, prompt):
+    template, messages = TEMPLATES[family], TALKS[talk]
+    ours = outcome(
+        lambda: ChatTemplate(template, tokens, "t").render(messages, add_generation_prompt=prompt)
+    )
+    theirs = outcome(
+        lambda: oracle.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
+    )
+    assert ours == theirs
+    assert (ours is None) == (family == "youtu" and talk in ("tool results", "after tools"))
+
+
+def outcome(render):
+    """What is rendered, None if the template refuses the conversation."""
+    try:
+        return render()
+    except (InputError, jinja2.TemplateError):
+        return None
 
 
 def test_a_template_that_refuses_says_why():

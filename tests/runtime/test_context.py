@@ -58,7 +58,7 @@ def log_probabilities(logits):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 16, 54])
 def test_chunks_equal_the_one_shot_forward(model, monkeypatch, chunk):
     expected = model.new_context().step(IDS, logits="all", hidden=True, routing=True)
-    monkeypatch.setattr(step_module, "_LARGEST_CHUNK", chunk)
+    monkeypatch.setattr(step_module, "LARGEST_CHUNK", chunk)
     calls = []
     context = model.new_context()
     step = context.step(
@@ -180,7 +180,7 @@ def test_more_than_the_model_can_read_is_refused_before_computing(model):
     context = model.new_context()
     context.prefill(IDS[:5])
     before = context.cache.nbytes
-    message = f"{limit + 1} tokens are more than the {limit} that fit"
+    message = f"{limit + 1} tokens are more than the model's {limit}"
     with pytest.raises(InputError, match=message):
         context.prefill([5] * (limit - 4))
     with pytest.raises(InputError, match=message):
@@ -195,13 +195,13 @@ def test_a_context_can_be_filled_to_the_last_token(model):
     context.prefill([5 + n % 4000 for n in range(limit - 1)])
     context.decode(5)
     assert context.position == limit == context.cache.capacity
-    with pytest.raises(InputError, match="that fit"):
+    with pytest.raises(InputError, match="more than the model's"):
         context.decode(5)
 
 
 @pytest.mark.parametrize("error", [RuntimeFailure("no"), KeyboardInterrupt()])
 def test_a_step_that_fails_half_way_leaves_the_context_as_it_was(model, monkeypatch, error):
-    monkeypatch.setattr(step_module, "_LARGEST_CHUNK", 16)
+    monkeypatch.setattr(step_module, "LARGEST_CHUNK", 16)
     context = model.new_context()
     context.prefill(IDS[:5])
     hidden = context.last_hidden.copy()

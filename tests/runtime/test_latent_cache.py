@@ -7,7 +7,7 @@ from shoal.graphs.cache_types import CACHE_TYPES, CachePart, cache_parts
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import latent_cache
 from shoal.runtime.latent_cache import CacheLayout, LatentCache
-from shoal.runtime.machine import Memory
+from shoal.runtime.memory import Memory
 
 PART = CachePart(name="cache", dtype="float32", width=6)
 
@@ -93,7 +93,7 @@ def test_room_never_exceeds_what_the_model_can_read():
     fill(cache, 0, 80)
     fill(cache, 80, 90)
     assert cache.capacity == 100
-    with pytest.raises(InputError, match=r"101 tokens are more than the 100 that fit"):
+    with pytest.raises(InputError, match=r"101 tokens are more than the model's 100"):
         cache.reserve(101)
 
 

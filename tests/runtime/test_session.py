@@ -6,9 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from shoal.graphs.errors import BundleError, RuntimeFailure
-from shoal.runtime import session as session_module
-from shoal.runtime.machine import Cpu
-from shoal.runtime.session import GraphSession, Port, SessionSettings, default_threads
+from shoal.runtime.session import GraphSession, Port, SessionSettings
 
 SETTINGS = SessionSettings(threads=1, kernels="portable")
 
@@ -62,19 +60,3 @@ def test_what_onnxruntime_refuses_is_one_line(graph):
         binding.run()
     assert "g.onnx: onnxruntime failed (" in str(raised.value)
     assert str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("cores", "quota", "threads"), [(4, None, 4), (4, 1.5, 2), (4, 0.2, 1), (2, 8.0, 2)]
-)
-def test_default_threads_are_the_cores_that_may_be_used(monkeypatch, cores, quota, threads):
-    cpu = Cpu(
-        model="m",
-        architecture="a",
-        features=(),
-        usable_cpus=2 * cores,
-        physical_cores=cores,
-        quota_cpus=quota,
-    )
-    monkeypatch.setattr(session_module, "read_cpu", lambda: cpu)
-    assert default_threads() == threads
