@@ -12,13 +12,14 @@ PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs kernels clean distclean
+.PHONY: help demo test lint docs kernels bench clean distclean
 
 help:
 	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
 	@echo "make test       ruff, mypy and pytest"
 	@echo "make lint       ruff and mypy only"
 	@echo "make kernels    build the native kernels anew, after changes to their sources"
+	@echo "make bench      speed and memory beside llama.cpp's, on a model of BENCH='--model lite-mini'"
 	@echo "make docs       write docs/cli.md from the command's own help"
 	@echo "make clean      remove build/ and caches; make distclean removes $(VENV) too"
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (pytest processes)"
@@ -44,6 +45,10 @@ docs: $(STAMP)
 
 kernels: $(STAMP)
 	$(BIN)/python -m shoal.runtime.kernels.build
+
+# Needs cmake for llama.cpp, which is left out without it; `python -m tests.bench --help`.
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 # setuptools: test_packaging.py builds a wheel without a build environment of its own.
 $(STAMP): pyproject.toml setup.py

@@ -275,7 +275,13 @@ class Model:
     def chat_ids(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of a conversation, as the bundle's chat template writes it.
+        """Token ids of a conversation; see ``chat_text``."""
+        tokenizer = self._tokenizer
+        text = self.chat_text(messages, add_generation_prompt=add_generation_prompt)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the bundle's chat template writes it, what begins a text included.
 
         Args:
             messages: such as [{"role": "user", "content": "Hello"}], the oldest first.
@@ -284,9 +290,7 @@ class Model:
         Raises:
             InputError: no tokenizer, no chat template, or one that refuses the messages.
         """
-        tokenizer = self._tokenizer
-        text = self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """Answer a conversation, piece by piece.

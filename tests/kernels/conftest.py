@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from tests.graphs.one_op import OneOpModels
+from tests.kernels.isas import ISAS
 
 from shoal.runtime.kernels.build import LIBRARY_NAME, SOURCES, build_library
 from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
-
-ISAS = ("avx512vnni", "avx2", "portable")
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +56,3 @@ def threaded_models(
 def portable_models(tmp_path_factory: pytest.TempPathFactory) -> OneOpModels:
     """Models of one op without native kernels: their function bodies."""
     return OneOpModels(tmp_path_factory.mktemp("bodies"))
-
-
-@pytest.fixture(scope="session")
-def library_isas(library: KernelLibrary) -> tuple[str, ...]:
-    return library.isas

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
 from tests.graphs.test_op_sparse_experts import choose, grid, tie_bound
+from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.sparse_experts import sparse_experts
@@ -66,7 +67,8 @@ def test_forms_agree(
     assert np.array_equal(run(threaded_models, inputs), found)
     bound = tie_bound(**inputs)
     assert_near(found, sparse_experts(**inputs), FLOAT32_SUMS, bound)
-    assert_near(found, run(portable_models, inputs), FLOAT32_SUMS, 2 * bound)
+    if BODIES_ROUND_ALIKE:
+        assert_near(found, run(portable_models, inputs), FLOAT32_SUMS, 2 * bound)
 
 
 def test_a_token_does_not_depend_on_the_tokens_beside_it(models: OneOpModels) -> None:

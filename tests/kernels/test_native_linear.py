@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, Arrays, OneOpModels, assert_near
+from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.linear import linear
@@ -58,7 +59,8 @@ def test_forms_agree(
         assert found.shape == (0, n)
         return
     assert_near(found, linear(**inputs), FLOAT32_SUMS)
-    assert_near(found, run(portable_models, inputs), FLOAT32_SUMS)
+    if BODIES_ROUND_ALIKE:
+        assert_near(found, run(portable_models, inputs), FLOAT32_SUMS)
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)

@@ -13,10 +13,10 @@ struct Cache {
   enum Type { kFloat32, kFloat16, kInt8 };
   Type type;
   int64_t latent, rope;
-  const void* rows;        // [cached, latent + rope]; of int8: codes [cached, latent]
-  const float* scales;     // int8: [cached, latent / block]
-  const uint16_t* ropes;   // int8: [cached, rope]
-  int64_t block;           // int8: latent values of one scale
+  const void* rows;       // [cached, latent + rope]; of int8: codes [cached, latent]
+  const float* scales;    // int8: [cached, latent / block]
+  const uint16_t* ropes;  // int8: [cached, rope]
+  int64_t block;          // int8: latent values of one scale
 
   int64_t row() const { return latent + rope; }
 

@@ -3,6 +3,7 @@
 
 #include <cfloat>
 #include <cstdint>
+#include <type_traits>
 
 #include "isa.h"
 
@@ -99,18 +100,20 @@ void product_by_rows(const Int8Weight& weight, int64_t first, int64_t count, con
     int64_t rows[4];
     for (int r = 0; r < 4; ++r) rows[r] = first + n + (r < valid ? r : valid - 1);
     int64_t t = 0;
-    if (tokens >= Vec::kTokens) {
-      product_tile<Vec::kTokens, Step, true>(weight, rows, valid, x, 0, y + n, y_stride);
-      t = Vec::kTokens;
-    } else {
-      product_tile<1, Step, true>(weight, rows, valid, x, 0, y + n, y_stride);
-      t = 1;
-    }
-    for (; t + Vec::kTokens <= tokens; t += Vec::kTokens) {
-      product_tile<Vec::kTokens, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
-    }
-    for (; t < tokens; ++t)
-      product_tile<1, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
+    const auto take = [&](auto tile) {
+      constexpr int kTile = decltype(tile)::value;
+      while (t + kTile <= tokens) {
+        if (t == 0) {
+          product_tile<kTile, Step, true>(weight, rows, valid, x, t, y + n, y_stride);
+        } else {
+          product_tile<kTile, Step, false>(weight, rows, valid, x, t, y + n, y_stride);
+        }
+        t += kTile;
+      }
+    };
+    take(std::integral_constant<int, Vec::kTokens>{});
+    take(std::integral_constant<int, 2>{});
+    take(std::integral_constant<int, 1>{});
   }
 }
 

@@ -7,6 +7,19 @@
 
 #include <cstdint>
 
+// Old compilers do not know the newest instructions; what they build does without.
+#if defined(__clang__)
+#define SHOAL_COMPILER_IS(gcc_version, clang_version) (__clang_major__ >= clang_version)
+#else
+#define SHOAL_COMPILER_IS(gcc_version, clang_version) (__GNUC__ >= gcc_version)
+#endif
+#if defined(__x86_64__) && SHOAL_COMPILER_IS(11, 12)
+#define SHOAL_HAS_AVXVNNI
+#endif
+#if defined(__aarch64__) && SHOAL_COMPILER_IS(10, 12)
+#define SHOAL_HAS_I8MM
+#endif
+
 namespace shoal {
 
 // Rows of int8 activations: value = codes * scale, one scale for a block of neighbours.
@@ -67,7 +80,12 @@ struct Isa {
 extern const Isa kPortableIsa;
 #if defined(__x86_64__)
 extern const Isa kAvx2Isa;
+extern const Isa kAvxVnniIsa;
 extern const Isa kAvx512VnniIsa;
+#elif defined(__aarch64__)
+extern const Isa kNeonIsa;
+extern const Isa kDotprodIsa;
+extern const Isa kI8mmIsa;
 #endif
 
 // The best one this processor has, or the one SHOAL_ISA names. Null: it names none that runs here.

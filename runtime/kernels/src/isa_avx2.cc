@@ -6,6 +6,7 @@
 #include <cfloat>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "isa.h"
 
@@ -18,6 +19,34 @@
 
 #include "vec_avx2.h"
 
+namespace shoal {
+namespace {
+
+struct Vec : Avx2 {
+  static constexpr int kTokens = 2;
+  static constexpr bool kTakesOffsets = false;  // block_dots subtracts the zero point itself
+
+  // |w| * (s with the sign of w), summed in fours: the instruction that multiplies bytes takes one
+  // operand unsigned, and saturates sums of two products at 16 bits, which 128 * 127 * 2 fits.
+  template <int Tokens, int Step>
+  static void block_dots(const uint8_t* const w[4], const int8_t* x, int64_t x_stride,
+                         int64_t block, I4 dots[Tokens]) {
+    const auto dots_of = [](__m256i sums[Tokens], __m256i codes, const __m256i s[Tokens]) {
+      const __m256i centred = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+      const __m256i magnitude = _mm256_abs_epi8(centred);
+      for (int t = 0; t < Tokens; ++t) {
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(s[t], centred));
+        const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        sums[t] = _mm256_add_epi32(sums[t], fours);
+      }
+    };
+    dots_by<Tokens, Step>(w, x, x_stride, block, dots_of, dots);
+  }
+};
+
+}  // namespace
+}  // namespace shoal
+
 #include "float_body.h"
 #include "int8_body.h"
 
@@ -29,7 +58,8 @@
 
 namespace shoal {
 
-const Isa kAvx2Isa = {"avx2",   quantize,          product_dots, swiglu, dequantize, widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+const Isa kAvx2Isa = {"avx2",       quantize, product_dots,      swiglu,       dequantize,
+                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

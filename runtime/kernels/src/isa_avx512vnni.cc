@@ -12,6 +12,7 @@
 #include <cfloat>
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "isa.h"
 #include "scratch.h"
@@ -39,7 +40,8 @@
 
 namespace shoal {
 
-const Isa kAvx512VnniIsa = {"avx512vnni", quantize,          product_tiles, swiglu, dequantize, widen_halves, dot_rows,     add_weighted_rows, softmax_part,  blend};
+const Isa kAvx512VnniIsa = {"avx512vnni", quantize, product_tiles,     swiglu,       dequantize,
+                            widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

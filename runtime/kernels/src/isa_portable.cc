@@ -1,5 +1,6 @@
 // The portable version of the inner loops.
 #include <initializer_list>
+#include <type_traits>
 
 #include "vec_portable.h"
 
@@ -8,6 +9,7 @@
 
 namespace shoal {
 
-const Isa kPortableIsa = {"portable", quantize,          product_dots, swiglu, dequantize, widen_halves, dot_rows,   add_weighted_rows, softmax_part, blend};
+const Isa kPortableIsa = {"portable",   quantize, product_dots,      swiglu,       dequantize,
+                          widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal

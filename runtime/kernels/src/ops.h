@@ -38,7 +38,7 @@ class SparseExperts {
   int64_t block_;
 };
 
-// shoal::LatentAttention, meaning in graphs/ops/latent_attention.py. The cache is float32 or float16.
+// shoal::LatentAttention, meaning in graphs/ops/latent_attention.py; a float32 or float16 cache.
 class LatentAttention {
  public:
   static constexpr const char* kName = "LatentAttention";
@@ -62,7 +62,7 @@ class LatentAttentionInt8Cache {
  public:
   static constexpr const char* kName = "LatentAttentionInt8Cache";
   static constexpr std::array<ort::ElementType, 11> kInputs{
-      ort::kFloat, ort::kFloat,   ort::kFloat, ort::kFloat, ort::kUint8, ort::kFloat,
+      ort::kFloat,   ort::kFloat, ort::kFloat, ort::kFloat, ort::kUint8, ort::kFloat,
       ort::kFloat16, ort::kUint8, ort::kFloat, ort::kUint8, ort::kFloat};
   static constexpr std::array<ort::ElementType, 4> kOutputs{ort::kFloat, ort::kUint8, ort::kFloat,
                                                             ort::kFloat16};

@@ -1,5 +1,6 @@
-// Vector primitives for AVX2 with FMA; see vec_portable.h for what each one means. Included by
-// isa_avx2.cc only, where the compiler may use these instructions.
+// Vector primitives for AVX2 with FMA, but for the int8 dot products, which isa_avx2.cc and
+// isa_avxvnni.cc add; see vec_portable.h for what each one means. Included by these only, where
+// the compiler may use the instructions.
 #pragma once
 
 #include <immintrin.h>
@@ -9,12 +10,10 @@
 namespace shoal {
 namespace {
 
-struct Vec {
+struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kDotRows = 2, kDotColumns = 4;
   static constexpr int kSumRows = 3, kSumVectors = 4;
-  static constexpr int kTokens = 2;
-  static constexpr bool kTakesOffsets = false;  // block_dots subtracts the zero point itself
 
   using F = __m256;
 
@@ -94,16 +93,12 @@ struct Vec {
     const __m128 exact = _mm_cvtepi32_ps(_mm_add_epi32(dots, _mm_set1_epi32(offset)));
     return _mm_fmadd_ps(exact, _mm_mul_ps(_mm_set1_ps(x_scale), w_scales), sum);
   }
-  // |w| * (s with the sign of w), summed in fours: the instruction that multiplies bytes takes one
-  // operand unsigned, and saturates sums of two products at 16 bits, which 128 * 127 * 2 fits.
-  static __m256i dot(__m256i sum, __m256i w, __m256i magnitude, __m256i s) {
-    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(s, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  template <int Tokens, int Step>
-  static void block_dots(const uint8_t* const w[4], const int8_t* x, int64_t x_stride,
-                         int64_t block, I4 dots[Tokens]) {
-    __m256i sums[Tokens][4];
+  // Dot products of one block of four weight rows with Tokens activation rows, by
+  // dots(sums, w, s): adds w times each s[t] to sums[t], products of four neighbours to one sum.
+  template <int Tokens, int Step, class Dots>
+  static void dots_by(const uint8_t* const w[4], const int8_t* x, int64_t x_stride, int64_t block,
+                      const Dots& dots_of, I4 dots[Tokens]) {
+    __m256i sums[4][Tokens];
     for (auto& row : sums) {
       for (auto& each : row) each = _mm256_setzero_si256();
     }
@@ -111,16 +106,11 @@ struct Vec {
     for (int64_t i = 0; i < block; i += kStep) {
       __m256i s[Tokens];
       for (int t = 0; t < Tokens; ++t) s[t] = load_bytes<kStep>(x + t * x_stride + i);
-      for (int r = 0; r < 4; ++r) {
-        const __m256i centred =
-            _mm256_xor_si256(load_bytes<kStep>(w[r] + i), _mm256_set1_epi8(-128));
-        const __m256i magnitude = _mm256_abs_epi8(centred);
-        for (int t = 0; t < Tokens; ++t) sums[t][r] = dot(sums[t][r], centred, magnitude, s[t]);
-      }
+      for (int r = 0; r < 4; ++r) dots_of(sums[r], load_bytes<kStep>(w[r] + i), s);
     }
     for (int t = 0; t < Tokens; ++t) {
-      const __m256i ab = _mm256_hadd_epi32(sums[t][0], sums[t][1]);
-      const __m256i cd = _mm256_hadd_epi32(sums[t][2], sums[t][3]);
+      const __m256i ab = _mm256_hadd_epi32(sums[0][t], sums[1][t]);
+      const __m256i cd = _mm256_hadd_epi32(sums[2][t], sums[3][t]);
       const __m256i abcd = _mm256_hadd_epi32(ab, cd);
       dots[t] = _mm_add_epi32(_mm256_castsi256_si128(abcd), _mm256_extracti128_si256(abcd, 1));
     }

@@ -1,0 +1,250 @@
+"""Bundles in EleutherAI's lm-evaluation-harness, as ``--model shoal``; no torch needed.
+
+The harness knows its own models only, so this module is its command line with one more:
+
+    python -m shoal.runtime.lm_eval run --model shoal --model_args pretrained=build/tiny --tasks ...
+
+In Python, ``import shoal.runtime.lm_eval`` is enough for ``simple_evaluate(model="shoal", ...)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from shoal.graphs.errors import InputError, ShoalError
+from shoal.runtime.model import open_bundle
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from shoal.runtime.session import Kernels
+    from shoal.runtime.step import FloatArray
+
+_LOGITS_AT_ONCE = 64  # positions; a row of logits is half a megabyte for large vocabularies
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+
+
+@register_model("shoal")
+class ShoalLM(TemplateLM):  # type: ignore[misc]
+    """A bundle as the harness sees a model. Requests run one after another on all threads.
+
+    What the next request has in common with the one before is not computed again, so requests are
+    taken in the order of their tokens; answers come in the order of the requests.
+
+    Args:
+        pretrained: the bundle folder.
+        threads: threads that compute; None for one per physical core.
+        kernels: form of the ops: "auto", "native" or "portable".
+        max_length: longest context in tokens; None for what the model can read.
+        max_gen_toks: most tokens of an answer, where the task does not say.
+        batch_size: without effect, as contexts run one at a time.
+        max_batch_size: without effect.
+        device: without effect: it is the CPU, whatever the harness's default.
+
+    Raises:
+        BundleError: see ``open_bundle``.
+        InputError: a context longer than the model can read.
+        RuntimeFailure: see ``open_bundle``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        threads: int | None = None,
+        kernels: Kernels = "auto",
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = open_bundle(pretrained, threads=threads, kernels=kernels)
+        info = self.model.manifest.model
+        self.max_length = info.max_position_embeddings if max_length is None else max_length
+        if not 1 <= self.max_length <= info.max_position_embeddings:
+            raise InputError(
+                f"max_length: expected 1 to {info.max_position_embeddings}, which the model can "
+                f"read, found {max_length}"
+            )
+        self.max_gen_toks = max_gen_toks
+        self._bos, self._eos = info.bos_token_id, info.eos_token_ids
+        self._context = self.model.new_context()
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return self._eos[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What the first token of a text is conditioned on: what begins one, else what ends one."""
+        return self.eot_token_id if self._bos is None else self._bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness tells caches of requests apart by."""
+        return self.model.bundle_id
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **options: Any
+    ) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            string: the text.
+            add_special_tokens: whether to add what begins a text; None unless it does so already,
+                as text from a chat template may.
+            options: of other tokenizers, not looked at.
+        """
+        bare = self.model.encode(string, add_special_tokens=False)
+        if add_special_tokens is False or (add_special_tokens is None and bare[:1] == [self._bos]):
+            return bare
+        return self.model.encode(string)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the text that the model reads."""
+        return self.model.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of whole texts, in nats.
+
+        A text begins after the prefix token. Of one longer than the context each token is scored
+        once, in windows of which the last is full.
+
+        Args:
+            requests: each with a text.
+            disable_tqdm: whether to show no progress.
+        """
+        totals = []
+        for request in tqdm(requests, desc="shoal: texts", disable=disable_tqdm):
+            (text,) = request.args
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            totals.append(sum(self._score(*make_disjoint_window(pair))[0] for pair in windows))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **options: Any,
+    ) -> list[tuple[float, bool]]:
+        answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        order = sorted(range(len(requests)), key=lambda n: requests[n][1] + requests[n][2])
+        for number in tqdm(order, desc="shoal: continuations", disable=disable_tqdm):
+            texts, context_ids, ids = requests[number]
+            answers[number] = self._score(context_ids, ids)
+            self.cache_hook.add_partial("loglikelihood", texts, answers[number])
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers to prompts.
+
+        Args:
+            requests: each with a prompt and options: ``until``, ``max_gen_toks``, ``do_sample`` and
+                those of sampling.
+            disable_tqdm: whether to show no progress.
+
+        Raises:
+            InputError: an option that is not known.
+        """
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        answers = [""] * len(requests)
+        for number in tqdm(
+            sorted(range(len(requests)), key=prompts.__getitem__),
+            desc="shoal: answers",
+            disable=disable_tqdm,
+        ):
+            answers[number] = self._answer(prompts[number], requests[number].args[1])
+            self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
+        return answers
+
+    def _answer(self, prompt: list[int], asked: dict[str, Any]) -> str:
+        options: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+        limit = options.pop("max_gen_toks")
+        stop = [text for text in options.pop("until") if text]
+        options = {"temperature": 1.0} | options if options.pop("do_sample") else {}
+        unknown = sorted(set(options) - set(_SAMPLING))
+        if unknown:
+            raise InputError(
+                f"generation_kwargs: expected {', '.join(_SAMPLING)}, found {', '.join(unknown)}; "
+                "leave these out"
+            )
+        room = self.max_length - limit
+        if room < 1:
+            raise InputError(
+                f"max_gen_toks: expected less than the context of {self.max_length} tokens, found "
+                f"{limit}"
+            )
+        answer = self.model.generate(
+            prompt[-room:], max_new_tokens=limit, stop=stop, context=self._context, **options
+        )
+        return "".join(answer.pieces())
+
+    def _score(self, context_ids: Sequence[int], ids: Sequence[int]) -> tuple[float, bool]:
+        """Log-likelihood of ``ids`` after ``context_ids``; whether greedy decoding gives them."""
+        if len(ids) > self.max_length:
+            raise InputError(
+                f"loglikelihood: expected at most {self.max_length} tokens, found {len(ids)}; "
+                "shorten the text"
+            )
+        read = [*context_ids, *ids][-self.max_length - 1 : -1]
+        total, is_greedy = 0.0, True
+        for logits_TW, wanted_T in self._logits(read, ids):
+            rows, largest_T = np.arange(len(wanted_T)), logits_TW.max(axis=1)
+            sums_T = np.exp(logits_TW - largest_T[:, None]).sum(axis=1, dtype=np.float64)
+            total += float((logits_TW[rows, wanted_T] - largest_T - np.log(sums_T)).sum())
+            is_greedy &= bool((logits_TW.argmax(axis=1) == wanted_T).all())
+        return total, is_greedy
+
+    def _logits(
+        self, read: list[int], ids: Sequence[int]
+    ) -> Iterator[tuple[FloatArray, Sequence[int]]]:
+        """Logits [T,W] at the positions before ``ids``, with these, a few at a time.
+
+        Args:
+            read: tokens to read; the last of ``ids`` would come after them.
+            ids: as many tokens at the end.
+        """
+        context, first = self._context, len(read) - len(ids)
+        context.rewind(min(context.common_prefix(read), first))
+        if context.position < first:
+            context.step(read[context.position : first], logits="none")
+        for start in range(0, len(ids), _LOGITS_AT_ONCE):
+            wanted = ids[start : start + _LOGITS_AT_ONCE]
+            begin = first + start
+            yield context.step(read[begin : begin + len(wanted)], logits="all").logits, wanted
+
+
+def main() -> None:
+    """The harness's command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except ShoalError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

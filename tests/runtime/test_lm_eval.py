@@ -1,0 +1,227 @@
+"""The evaluation harness runs bundles; its figures are those computed by hand from the logits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from tests.tolerances import FLOAT32_LOGITS
+
+from shoal.graphs.errors import InputError
+from shoal.runtime import open_bundle
+from shoal.runtime.lm_eval import ShoalLM, main
+from shoal.runtime.model import Model
+
+ITEMS = (
+    ("And God said unto", [" him", " Moses", " elephant soup"], 0),
+    ("And God said unto", [" the people", " zzz"], 1),
+    ("It is a truth universally", [" acknowledged, that a", " the of and"], 0),
+)
+TEXTS = ("In the beginning God created the heaven and the earth.", "The end.\n")
+PROMPTS = ("And it came to pass, that", "The man said")
+ANSWER_TOKENS = 12
+
+CHOICES = """
+task: choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: DIR/choices.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{query}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{gold}}"
+target_delimiter: ""
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+PERPLEXITY = """
+task: texts
+dataset_path: json
+dataset_kwargs: {data_files: {test: DIR/texts.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]
+"""
+ANSWERS = """
+task: answers
+dataset_path: json
+dataset_kwargs: {data_files: {test: DIR/answers.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{query}}"
+doc_to_target: "{{gold}}"
+generation_kwargs: {until: [","], max_gen_toks: TOKENS, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(fp32_bundle: Path) -> Model:
+    return open_bundle(fp32_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def lm(fp32_bundle: Path) -> ShoalLM:
+    found = get_model("shoal")
+    assert found is ShoalLM
+    return ShoalLM.create_from_arg_string(f"pretrained={fp32_bundle},threads=1,max_length=64")
+
+
+def by_hand(model: Model, context: list[int], ids: list[int]) -> tuple[float, bool]:
+    """Log-likelihood of ``ids`` after ``context``, all read at once, in float64."""
+    logits = model.logits(context + ids)[len(context) - 1 : -1].astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    chosen = probabilities[range(len(ids)), ids]
+    return float(np.log(chosen).sum()), bool((logits.argmax(1) == ids).all())
+
+
+def request(kind: str, *arguments: Any) -> Instance:
+    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+
+def write_tasks(folder: Path, model: Model) -> None:
+    """Of the two answers the first is that of the model."""
+    answer = model.generate(model.encode(PROMPTS[0]), max_new_tokens=ANSWER_TOKENS, stop=[","])
+    golds = ["".join(answer.pieces()), "no model says this"]
+    documents: dict[str, list[dict[str, Any]]] = {
+        "choices": [{"query": q, "choices": c, "gold": g} for q, c, g in ITEMS],
+        "texts": [{"text": text} for text in TEXTS],
+        "answers": [{"query": q, "gold": g} for q, g in zip(PROMPTS, golds, strict=True)],
+    }
+    for (name, held), task in zip(documents.items(), (CHOICES, PERPLEXITY, ANSWERS), strict=True):
+        lines = "".join(json.dumps(document) + "\n" for document in held)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        filled = task.replace("DIR", str(folder)).replace("TOKENS", str(ANSWER_TOKENS))
+        (folder / f"{name}.yaml").write_text(filled, encoding="utf-8")
+
+
+def test_the_harness_reports_what_is_computed_by_hand(
+    fp32_bundle: Path, model: Model, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, model)
+    command = [sys.executable, "-m", "shoal.runtime.lm_eval", "run", "--model", "shoal"]
+    command += ["--model_args", f"pretrained={fp32_bundle},threads=1,kernels=portable"]
+    command += ["--tasks", "choices,texts,answers", "--include_path", str(tmp_path)]
+    command += ["--output_path", str(tmp_path / "results.json")]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        command, env=os.environ | offline, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = tmp_path.glob("results*.json")
+    results = json.loads(written.read_text())["results"]
+
+    scores = [
+        [by_hand(model, model.encode(q), model.encode(c, add_special_tokens=False))[0] for c in cs]
+        for q, cs, _ in ITEMS
+    ]
+    by_byte = [
+        [score / len(choice) for score, choice in zip(row, choices, strict=True)]
+        for row, (_, choices, _) in zip(scores, ITEMS, strict=True)
+    ]
+    for metric, table in {"acc": scores, "acc_norm": by_byte}.items():
+        right = [np.argmax(row) == gold for row, (_, _, gold) in zip(table, ITEMS, strict=True)]
+        assert results["choices"][f"{metric},none"] == pytest.approx(np.mean(right))
+    bos = model.manifest.model.bos_token_id
+    assert bos is not None
+    nats = sum(
+        by_hand(model, [bos], model.encode(text, add_special_tokens=False))[0] for text in TEXTS
+    )
+    num_bytes, num_words = sum(map(len, TEXTS)), sum(len(text.split()) for text in TEXTS)
+    bits_per_byte = -nats / math.log(2) / num_bytes
+    assert results["texts"]["bits_per_byte,none"] == pytest.approx(bits_per_byte, rel=1e-5)
+    assert math.log(results["texts"]["word_perplexity,none"]) == pytest.approx(
+        -nats / (num_words + 1), rel=1e-5
+    )
+    assert results["answers"]["exact_match,none"] == 0.5
+
+
+def test_loglikelihoods_come_in_the_order_of_the_requests(lm: ShoalLM, model: Model) -> None:
+    pairs = [(query, choice) for query, choices, _ in ITEMS for choice in choices]
+    pairs.append(("", "Once upon a time"))
+    greedy = list(model.generate(model.encode("And God said"), max_new_tokens=3))
+    pairs.append(("And God said", model.decode(greedy)))
+    found = lm.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+    bos = model.encode("")
+    for (context, choice), (score, is_greedy) in zip(pairs, found, strict=True):
+        before = model.encode(context) if context else [model.manifest.model.bos_token_id]
+        ids = model.encode(context + choice)[len(before) :] if context else model.encode(choice)
+        if not context and bos:
+            ids = ids[len(bos) :]
+        expected, expected_greedy = by_hand(model, before, ids)
+        assert score == pytest.approx(expected, abs=len(ids) * 2 * FLOAT32_LOGITS)
+        assert is_greedy == expected_greedy
+    assert found[-1][1]
+    assert not found[2][1]
+
+
+def test_a_text_longer_than_the_context_is_scored_token_by_token_once(
+    lm: ShoalLM, model: Model
+) -> None:
+    text = " ".join([*TEXTS, *PROMPTS] * 6)
+    ids = model.encode(text, add_special_tokens=False)
+    length = lm.max_length
+    assert len(ids) > 2 * length
+    (found,) = lm.loglikelihood_rolling([request("loglikelihood_rolling", text)], disable_tqdm=True)
+    expected = by_hand(model, [lm.prefix_token_id], ids[:length])[0]
+    for start in range(length, len(ids), length):
+        stop = min(start + length, len(ids))
+        # The last window is full: what it need not score is its context.
+        begin = stop - length - 1
+        expected += by_hand(model, ids[begin:start], ids[start:stop])[0]
+    assert found == pytest.approx(expected, abs=len(ids) * 2 * FLOAT32_LOGITS)
+
+
+def test_answers_stop_where_the_task_says(lm: ShoalLM, model: Model) -> None:
+    ids = model.encode(PROMPTS[0])
+    options = {"until": ["\n", ""], "max_gen_toks": 8, "do_sample": False, "temperature": 0.7}
+    sampled = {"until": [], "max_gen_toks": 8, "do_sample": True, "top_k": 5, "seed": 3}
+    found = lm.generate_until(
+        [
+            request("generate_until", PROMPTS[0], sampled),
+            request("generate_until", PROMPTS[0], options),
+            request("generate_until", " ".join(PROMPTS * 20), options),
+        ],
+        disable_tqdm=True,
+    )
+    expected = model.generate(ids, max_new_tokens=8, stop=["\n"])
+    assert found[1] == "".join(expected.pieces())
+    expected = model.generate(ids, max_new_tokens=8, temperature=1.0, top_k=5, seed=3)
+    assert found[0] == "".join(expected.pieces())
+    cut = model.encode(" ".join(PROMPTS * 20))[-(lm.max_length - 8) :]
+    assert found[2] == "".join(model.generate(cut, max_new_tokens=8, stop=["\n"]).pieces())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_beams": 4}, "found num_beams"), ({"max_gen_toks": 64}, "less than the context of 64")],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str, lm: ShoalLM) -> None:
+    options = {"until": [], "do_sample": True} | options
+    with pytest.raises(InputError, match=message):
+        lm.generate_until([request("generate_until", "x", options)], disable_tqdm=True)
+
+
+def test_a_context_longer_than_the_model_can_read_is_refused(fp32_bundle: Path) -> None:
+    with pytest.raises(InputError, match="expected 1 to 2048"):
+        ShoalLM.create_from_arg_string(f"pretrained={fp32_bundle},max_length=99999")
+
+
+def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    argument = f"pretrained={tmp_path / 'nowhere'}"
+    monkeypatch.setattr(
+        "lm_eval.__main__.cli_evaluate", lambda: ShoalLM.create_from_arg_string(argument)
+    )
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere") as caught:
+        main()
+    assert "\n" not in str(caught.value)
