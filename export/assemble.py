@@ -161,8 +161,13 @@ class _Templates:
 
     def _layer(self, is_moe: bool) -> Template:
         c = self._config
-        inputs = {"hidden": (1, "T", c.hidden_size), **self._context_inputs()}
-        return trace(lambda: DecoderLayer(c, is_moe=is_moe), inputs, _layer_outputs(is_moe))
+        hidden: tuple[int | str, ...] = (1, "T", c.hidden_size)
+        inputs = {"hidden": hidden, **self._context_inputs()}
+        outputs = _layer_outputs(is_moe)
+        if c.has_late_experts:
+            inputs |= {} if is_moe else {"late": hidden}
+            outputs += ("late_out",) if is_moe else ()
+        return trace(lambda: DecoderLayer(c, is_moe=is_moe), inputs, outputs)
 
     def _context_inputs(self) -> dict[str, tuple[int | str, ...]]:
         half = self._config.qk_rope_head_dim // 2
@@ -185,13 +190,15 @@ def _decoder(config: ModelConfig, templates: _Templates) -> GraphAssembly:
     (hidden,) = graph.stamp(templates.embedding, [input_ids], "embed/", "embed_tokens.")
     cos, sin = graph.stamp(templates.rope, [position_ids], "rope/", "")
     routing = {}
+    late: list[ir.Value] = []
     for i, cache_value in enumerate(caches):
         template = templates.layer(config.is_moe_layer(i))
         hidden, caches[i], *chosen = graph.stamp(
-            template, [hidden, cos, sin, cache_value], f"layers.{i}/", f"layers.{i}."
+            template, [hidden, cos, sin, cache_value, *late], f"layers.{i}/", f"layers.{i}."
         )
+        late = chosen[2:]
         if chosen:
-            routing[i] = chosen
+            routing[i] = chosen[:2]
     (hidden,) = graph.stamp(templates.norm, [hidden], "norm/", "norm.")
     graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
     for i, cache_value in enumerate(caches):

@@ -71,6 +71,10 @@ class ModelConfig:
     embedding_scale: float = 1.0  # embeddings, each layer's two contributions and the logits are
     residual_scale: float = 1.0  # multiplied by these, which names.py does to the weights
     logits_scale: float = 1.0
+    query_latent_scale: float = 1.0  # and so are the two latents of attention, after their norms
+    latent_scale: float = 1.0
+    num_zero_experts: int = 0  # ids after the routed experts' that stand for doing nothing
+    has_late_experts: bool = False  # beside a dense network; added at the end of the next layer
 
     def __post_init__(self) -> None:
         problems = _range_problems(vars(self))

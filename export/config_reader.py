@@ -41,7 +41,7 @@ def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     """
     reader = ConfigReader(raw)
     family = _read_family(reader, where)
-    for alias, key in ALIASES.items():
+    for alias, key in {**ALIASES, **family.aliases}.items():
         reader.merge_alias(alias, key)
     defaults = {**COMMON_DEFAULTS, **family.defaults}
     values: dict[str, Any] = {"model_type": family.model_types[0]}
@@ -144,7 +144,7 @@ def _read_routing(
 
 def _read_rope(reader: ConfigReader, family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     interleave = reader.flag("rope_interleave", family.rope_interleave)
-    theta = reader.number("rope_theta", 10000.0)
+    theta = reader.number("rope_theta", family.defaults.get("rope_theta", 10000.0))
     reader.expect("partial_rotary_factor", 1.0)
     key, table = "rope_parameters", reader.take("rope_parameters", None)
     if older := reader.take("rope_scaling", None):

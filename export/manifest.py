@@ -70,7 +70,8 @@ def token_share(config: ModelConfig, name: str) -> float:
     if name.startswith("embed_tokens.") and not config.tie_word_embeddings:
         return 1 / config.vocab_size
     if ".mlp.experts." in name:
-        return config.num_experts_per_tok / config.n_routed_experts
+        # Zero experts have no weights; a router in balance chooses each as often as the others.
+        return config.num_experts_per_tok / (config.n_routed_experts + config.num_zero_experts)
     return 1.0
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from shoal.export.checkpoint import READABLE, Checkpoint, TensorHeader, message
 from shoal.export.config import ModelConfig
+from shoal.export.families.family import families
 from shoal.export.fp8 import FP8_DTYPE, scale_name, scale_problems
 from shoal.export.sources import (
     HeadPart,
@@ -50,8 +51,9 @@ DENSE = {
     "mlp.up_proj.weight": "I D",
     "mlp.down_proj.weight": "D I",
 }
-ROUTER = {"mlp.gate.weight": "E D"}
-ROUTER_BIAS = {"mlp.gate.e_score_correction_bias": "E"}
+DENSE_BESIDE_EXPERTS = {f"dense_{name}": shape for name, shape in DENSE.items()}
+ROUTER = {"mlp.gate.weight": "E+Z D"}
+ROUTER_BIAS = {"mlp.gate.e_score_correction_bias": "E+Z"}
 MOE_OUTPUT_NORM = "post_mlp_layernorm.weight"
 """A norm in ``mlp``, stored one level higher in published files and for dense layers, too."""
 SHARED_EXPERTS = {
@@ -97,7 +99,11 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     """
     headers = checkpoint.tensors
     num_mtp_layers, notes = _mtp_layers(config, headers)
-    sources = {source.name: source for source in _sources(config, headers, num_mtp_layers)}
+    family = families()[config.model_type]
+    sources = {
+        source.name: source.renamed(family.tensor_name)
+        for source in _sources(config, headers, num_mtp_layers)
+    }
     wanted = {name: s for source in sources.values() for name, s in source.tensors.items()}
     scales = (scale_name(n) for n, h in headers.items() if h.dtype == FP8_DTYPE)
     known = wanted.keys() | set(scales)
@@ -157,6 +163,9 @@ def _is_ignored(name: str, config: ModelConfig) -> bool:
         return True
     if config.has_moe_output_norm and name.endswith(MOE_OUTPUT_NORM):
         return True
+    ignored = families()[config.model_type].ignored_tensors
+    if ignored is not None and ignored.fullmatch(name):
+        return True
     for module in range(config.num_nextn_predict_layers):
         prefix = _layer_prefix(config.num_hidden_layers + module)
         if name.startswith(prefix):
@@ -179,7 +188,7 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
         "H(N+R)": config.num_attention_heads * config.qk_head_dim,
         "HV": config.num_attention_heads * config.v_head_dim,
         "I": config.intermediate_size,
-        "E": config.n_routed_experts,
+        "E+Z": config.n_routed_experts + config.num_zero_experts,
         "SF": config.n_shared_experts * config.moe_intermediate_size,
     }
 
@@ -227,11 +236,17 @@ def _layer(
     if is_moe:
         same |= ROUTER
         same |= SHARED_EXPERTS if config.n_shared_experts else {}
+        same |= DENSE_BESIDE_EXPERTS if config.has_late_experts else {}
     else:
         same |= DENSE
     sizes = _sizes(config)
+    latent_scales = {
+        "self_attn.q_a_layernorm.weight": config.query_latent_scale,
+        "self_attn.kv_a_layernorm.weight": config.latent_scale,
+    }
     for name, shape in same.items():
         scale = config.residual_scale if name.startswith(BRANCH_ENDS) else 1.0
+        scale *= latent_scales.get(name, 1.0)
         yield _whole(ours + name, theirs + name, shape, sizes, scale)
     if is_moe:
         yield from _moe_extras(config, ours, theirs, headers)

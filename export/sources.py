@@ -6,7 +6,8 @@ that nothing larger than one expert need be in memory at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -47,6 +48,11 @@ class Source:
         """What ``load_rows`` gives before it is scaled, in memory of its own."""
         (tensor,) = self.tensors
         return reader.read_rows(tensor, start, stop)
+
+    def renamed(self, tensor_name: Callable[[str], str]) -> Source:
+        """The same of tensors that have other names."""
+        tensors = {tensor_name(name): shape for name, shape in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def load(self, reader: Reader) -> Tensor:
         """The whole parameter, float32."""

@@ -48,17 +48,22 @@ class TwoStreams:
         b, t = ids_BT.shape
         self._num_windows = b
         self._hidden = torch.zeros(2 * b, t, config.hidden_size)
+        self._late: Tensor | None = None  # of the layer before; see DecoderLayer
         self._cos, self._sin = RotaryEmbedding(config)(torch.arange(t)[None])
 
     def state(self) -> dict[str, Tensor]:
         """All that the layers passed so far have left behind."""
-        chosen = {f"expert_ids.{i}": ids.contiguous() for i, ids in enumerate(self.expert_ids)}
-        return {"hidden": self._hidden.contiguous(), **chosen}
+        state = {f"expert_ids.{i}": ids.contiguous() for i, ids in enumerate(self.expert_ids)}
+        if self._late is not None:
+            state["late"] = self._late.contiguous()
+        return {"hidden": self._hidden.contiguous(), **state}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from what ``state`` gave."""
         self._hidden = state["hidden"]
-        self.expert_ids = [state[f"expert_ids.{i}"] for i in range(len(state) - 1)]
+        self._late = state.get("late")
+        layers = sum(name.startswith("expert_ids.") for name in state)
+        self.expert_ids = [state[f"expert_ids.{i}"] for i in range(layers)]
 
     def embed(self, start: int, rows: Tensor, served: Tensor) -> None:
         """Look up the tokens from ``start`` on whose embeddings ``rows`` [..,D] are."""
@@ -83,11 +88,16 @@ class TwoStreams:
         x = module.feed_forward_norm(hidden)
         if not isinstance(module.mlp, MoE):
             self._hidden = hidden + module.mlp(x)
+            if self._late is not None:
+                self._hidden, self._late = self._hidden + self._late, None
             return
-        self._hidden, self._sparse = hidden, module.mlp
+        self._is_late = module.dense_mlp is not None
+        self._hidden = hidden if module.dense_mlp is None else hidden + module.dense_mlp(x)
+        self._sparse = module.mlp
         ids, self._expert_weights = module.mlp.route(x)
         self.expert_ids.append(ids)
-        self._contribution = module.mlp.shared(x)
+        beside = module.mlp.beside(x, ids, self._expert_weights)
+        self._contribution = torch.zeros_like(x) if beside is None else beside
         self._expert_block = self._block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
         self._expert_input = x
         self._quantize_served(x)
@@ -119,7 +129,11 @@ class TwoStreams:
 
     def end_layer(self) -> None:
         """Finish a layer with routed experts, all of which have been passed."""
-        self._hidden = self._hidden + self._sparse.output_norm(self._contribution)
+        y = self._sparse.output_norm(self._contribution)
+        if self._is_late:
+            self._late = y
+        else:
+            self._hidden = self._hidden + y
 
     def head_inputs(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """What the head is applied to, [B*T,D] twice; ``norm`` [D] is the final norm's weight."""

@@ -28,7 +28,7 @@ class ModelInfo:
     v_head_dim: int
     max_position_embeddings: int
     moe_layers: tuple[int, ...]  # indices of the layers with routed experts
-    n_routed_experts: int  # 0 without MoE layers
+    n_routed_experts: int  # 0 without MoE layers; ids from here on are experts without weights
     num_experts_per_tok: int  # 0 without MoE layers
     num_mtp_layers: int  # exported MTP modules: 0 or 1
     parameters: int  # distinct weights, MTP module included

@@ -12,8 +12,11 @@ import numpy as np
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.answer import machine_options
+from shoal.runtime.bandwidth import measure_read_bandwidth
 from shoal.runtime.bench_cache import SCORED_TOKENS, measure_cache_types, write_cache_types
+from shoal.runtime.bench_report import board_report, write_board_report
 from shoal.runtime.bench_speculate import measure_speculation, write_speculation
+from shoal.runtime.board import read_condition
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.machine import read_cpu
@@ -35,6 +38,9 @@ _WARM_UP_TOKENS = 2
 
 def bench_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal bench``."""
+    condition = read_condition()
+    if args.json and args.report == "-":
+        raise InputError("bench --json: stdout can hold one report; name a file with --report")
     before = read_resident()
     started_s = time.perf_counter()
     model = open_bundle(args.bundle, **machine_options(args))
@@ -62,8 +68,12 @@ def bench_command(args: argparse.Namespace) -> int:
     }
     if args.json:
         write_json(report)
-    else:
+    elif args.report != "-":
         _write_report(report)
+    if args.report is not None:
+        progress_line("bench: memory bandwidth")
+        bandwidth = measure_read_bandwidth(model.threads)
+        write_board_report(board_report(report, model, condition, bandwidth), args.report)
     return 0
 
 

@@ -213,6 +213,23 @@ def _add_run(verb: argparse.ArgumentParser) -> None:
         type=Path,
         help="go on with the dialogue kept in this file, if it exists, and keep it there",
     )
+    verb.add_argument(
+        "--loop",
+        action="store_true",
+        help="answer each line of stdin, or each JSON object with --json (docs/service.md)",
+    )
+    verb.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="--loop for lines that come through a socket: a path such as ./shoal.sock, or "
+        "HOST:PORT of a loopback address",
+    )
+    verb.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr which kernels run, with how many threads and how much memory",
+    )
     _add_sampling(verb.add_argument_group("sampling"))
     _add_dialogue(verb.add_argument_group("prompt format"))
     _add_machine(verb)
@@ -357,6 +374,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure, on the text that comes with shoal and at the same depths, how far "
         "predictions over float16 and int8 caches are from those over a float32 cache",
+    )
+    verb.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
+        "temperature, memory bandwidth and what share of it is used, and print a line for the "
+        "table in docs/benchmarks.md",
     )
     _add_machine(verb)
 

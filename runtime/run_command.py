@@ -20,9 +20,12 @@ from shoal.runtime.answer import (
 from shoal.runtime.generate import Generation
 from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.interactive import Dialogue, run_dialogue
+from shoal.runtime.line_requests import LineRequests
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.report import format_bytes, progress_line, write_json
 from shoal.runtime.saved_dialogue import open_dialogue
+from shoal.runtime.service import run_loop
+from shoal.runtime.verbose import write_memory, write_opened
 
 Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
 """Generates one answer and hands its pieces to the function it is given."""
@@ -30,15 +33,22 @@ Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
 
 def run_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal run``."""
-    interactive = args.prompt is None and sys.stdin.isatty()
+    loops = args.loop or args.listen is not None
+    if loops and args.prompt is not None:
+        raise InputError("run --loop: expected prompts line by line, found --prompt; leave it out")
+    interactive = args.prompt is None and sys.stdin.isatty() and not loops
     if interactive and args.json:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
-    prompt = None if interactive else read_prompt(args.prompt)
+    prompt = None if interactive or loops else read_prompt(args.prompt)
     started_s = time.perf_counter()
     model = open_bundle(args.bundle, **machine_options(args))
     load_s = time.perf_counter() - started_s
+    if args.verbose:
+        write_opened(model, load_s)
     chat = wants_chat(args, model)
     dialogue = _open_dialogue(args, model, chat)
+    if loops:
+        return run_loop(_line_requests(args, model, chat, dialogue), args.listen)
     if prompt is None:
         return run_dialogue(dialogue)
     if args.session is not None:
@@ -47,6 +57,19 @@ def run_command(args: argparse.Namespace) -> int:
     options = sampling_options(args)
     return _answer_once(
         args, model, prompt, lambda write: stream_answer(model, ids, options, write), load_s
+    )
+
+
+def _line_requests(
+    args: argparse.Namespace, model: Model, chat: bool, dialogue: Dialogue
+) -> LineRequests:
+    return LineRequests(
+        model,
+        sampling_options(args),
+        chat=chat,
+        system=args.system,
+        as_json=args.json,
+        dialogue=None if args.session is None else dialogue,
     )
 
 
@@ -105,7 +128,7 @@ def first_messages(prompt: str, system: str | None) -> list[dict[str, str]]:
 def _answer_once(
     args: argparse.Namespace, model: Model, prompt: str, answer_with: Answering, load_s: float
 ) -> int:
-    if not args.json:
+    if not args.json and not args.verbose:
         progress_line(
             f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels, "
             f"{model.cache_type} cache of {format_bytes(token_bytes(model))} per token]"
@@ -121,6 +144,8 @@ def _answer_once(
     if not args.json:
         _write_piece("\n")
         write_speed(answer, generation)
+    if args.verbose:
+        write_memory()
     if answer.interrupted:
         raise KeyboardInterrupt
     return 0

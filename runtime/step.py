@@ -27,7 +27,8 @@ class Routing:
     """The experts each MoE layer sent each token to."""
 
     layers: tuple[int, ...]  # M indices of decoder layers
-    expert_ids: npt.NDArray[np.int64]  # [M,T,K], by falling selection score
+    # [M,T,K], by falling selection score; ids from n_routed_experts on have no weights
+    expert_ids: npt.NDArray[np.int64]
     expert_weights: FloatArray  # [M,T,K], what each expert's output was multiplied by
 
 

@@ -6,6 +6,7 @@ Every module of this package that has a ``FAMILY`` is a family: adding one is ad
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,7 +44,10 @@ class Family:
         rope_types: Which rotary embeddings the family has.
         rope_interleave: Which values make a rotary pair when the config does not say.
         harmless: Keys of this family that leave the logits alone.
+        aliases: Other spellings of keys, beside the ALIASES of all families.
         extras: Reads what no other family has; None when there is nothing.
+        tensor_name: From the name that DeepSeek's checkpoints have for a tensor to this family's.
+        ignored_tensors: Names that are not read, beside those that no family needs.
     """
 
     model_types: tuple[str, ...]
@@ -55,7 +59,10 @@ class Family:
     rope_types: tuple[str, ...] = ("default", "yarn")
     rope_interleave: bool = True
     harmless: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     extras: Extras | None = None
+    tensor_name: Callable[[str], str] = str
+    ignored_tensors: re.Pattern[str] | None = None
 
 
 @cache

@@ -13,6 +13,5 @@ LACKS = {
     "bailing_hybrid": LINEAR_ATTENTION,
     "mistral4": "its position-dependent query scale",
     "kimi_k25": "its vision tower; the language model alone is kimi_k2, which",
-    "longcat_flash": "its double layers with zero-compute experts",
 }
 """By model_type: what is missing here, worded to go before "is not supported"."""

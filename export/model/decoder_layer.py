@@ -1,5 +1,8 @@
 """One layer of the decoder: latent attention, then a dense or a sparse feed-forward network.
 
+Models with late experts have both networks side by side in every other layer; what the experts put
+out joins the hidden state at the end of the layer that follows.
+
 Shapes: B batch, T new tokens, S cached tokens, D hidden, K chosen experts,
 X = kv_lora_rank + qk_rope_head_dim, R2 = qk_rope_head_dim / 2.
 """
@@ -22,12 +25,19 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = MultiHeadLatentAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp: SwiGLU | MoE = (
-            MoE(config) if is_moe else SwiGLU(config.hidden_size, config.intermediate_size)
-        )
+        dense = None if is_moe else SwiGLU(config.hidden_size, config.intermediate_size)
+        self.dense_mlp: SwiGLU | None = None
+        if is_moe and config.has_late_experts:
+            self.dense_mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.mlp: SwiGLU | MoE = MoE(config) if dense is None else dense
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Tensor
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Tensor,
+        late: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the layer.
 
@@ -36,17 +46,21 @@ class DecoderLayer(nn.Module):
             cos: [B,T,R2], of the tokens' positions.
             sin: [B,T,R2].
             cache: [B,S,X], the last T rows free.
+            late: [B,T,D], what the experts of the layer before have put out, if they are late.
 
         Returns:
             Hidden state [B,T,D] and cache [B,S,X]; of a layer with experts also the expert ids
-            int64 [B,T,K] and weights [B,T,K].
+            int64 [B,T,K] and weights [B,T,K], and with late experts what they put out [B,T,D].
         """
         hidden, cache = self.attention_block(hidden, cos, sin, cache)
         x = self.feed_forward_norm(hidden)
         if isinstance(self.mlp, MoE):
             y, expert_ids, expert_weights = self.mlp(x)
+            if self.dense_mlp is not None:
+                return hidden + self.dense_mlp(x), cache, expert_ids, expert_weights, y
             return hidden + y, cache, expert_ids, expert_weights
-        return hidden + self.mlp(x), cache
+        hidden = hidden + self.mlp(x)
+        return hidden if late is None else hidden + late, cache
 
     def attention_block(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Tensor

@@ -21,7 +21,7 @@ class Router(nn.Module):
     """Scores every expert for a token and chooses the best. Stays float32 in every bundle.
 
     Attributes:
-        weight: [E,D].
+        weight: [E,D], E including zero experts.
         e_score_correction_bias: [E], shifts the choice to balance the experts' load, never the
             weights; None for models that do without.
     """
@@ -29,11 +29,10 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.rule = RoutingRule.of(config)
-        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        choices = config.n_routed_experts + config.num_zero_experts
+        self.weight = nn.Parameter(torch.empty(choices, config.hidden_size))
         self.e_score_correction_bias = (
-            nn.Parameter(torch.empty(config.n_routed_experts))
-            if config.topk_method == "noaux_tc"
-            else None
+            nn.Parameter(torch.empty(choices)) if config.topk_method == "noaux_tc" else None
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,19 +58,24 @@ class SparseExperts(nn.Module):
         self.activation_block_size: int | None = None
 
     def forward(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """Weighted sum over the chosen experts, [.., D]."""
+        """Weighted sum over the chosen experts, [.., D]; id E is nobody's."""
         return ops.sparse_experts(
             x, expert_ids, expert_weights, self.gate_up, self.down, self.activation_block_size
         )
 
 
 class MoE(nn.Module):
-    """The feed-forward part of a layer with experts: routed ones and those every token uses."""
+    """The feed-forward part of a layer with experts: routed ones and those every token uses.
+
+    Ids from the number of routed experts on are zero experts, which give their input back.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = Router(config)
         self.experts = SparseExperts(config)
+        self.num_experts = config.n_routed_experts
+        self.has_zero_experts = config.num_zero_experts > 0
         width = config.n_shared_experts * config.moe_intermediate_size
         # Shared experts are summed with weight 1 and so are one network of their joint width.
         self.shared_experts = SwiGLU(config.hidden_size, width) if width else None
@@ -82,9 +86,11 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output [.., D], expert ids [.., K] and expert weights [.., K] for ``x`` [.., D]."""
         expert_ids, expert_weights = self.route(x)
-        y = self.experts(x, expert_ids, expert_weights)
-        if self.shared_experts is not None:
-            y = y + self.shared_experts(x)
+        routed = expert_ids.clamp(max=self.num_experts) if self.has_zero_experts else expert_ids
+        y = self.experts(x, routed, expert_weights)
+        beside = self.beside(x, expert_ids, expert_weights)
+        if beside is not None:
+            y = y + beside
         return self.output_norm(y), expert_ids, expert_weights
 
     def output_norm(self, y: Tensor) -> Tensor:
@@ -99,9 +105,11 @@ class MoE(nn.Module):
         ids, weights = self.gate(x)
         return ids, weights
 
-    def shared(self, x: Tensor) -> Tensor:
-        """What the shared experts alone give for ``x`` [.., D]; zeros when there are none."""
-        if self.shared_experts is None:
-            return torch.zeros_like(x)
-        y: Tensor = self.shared_experts(x)
-        return y
+    def beside(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor | None:
+        """What is added to the routed experts' sum: shared and zero experts, [.., D]."""
+        y: Tensor | None = None if self.shared_experts is None else self.shared_experts(x)
+        if not self.has_zero_experts:
+            return y
+        is_zero = expert_ids >= self.num_experts
+        share = torch.where(is_zero, expert_weights, 0.0).sum(-1, keepdim=True)
+        return share * x if y is None else y + share * x

@@ -69,7 +69,7 @@ def sparse_experts(
 
     Args:
         x: [.., D].
-        expert_ids: int64 [.., K].
+        expert_ids: int64 [.., K]; E adds nothing.
         expert_weights: [.., K].
         gate_up_E2FD: Rows gate0, up0, gate1, up1, .. of every expert.
         down_EDF: Output matrices.
@@ -86,6 +86,8 @@ def sparse_experts(
     weights_TK = expert_weights.flatten(0, -2)
     y_TD = torch.zeros_like(x_TD)
     for expert in torch.unique(ids_TK).tolist():
+        if expert == len(gate_up_E2FD):
+            continue
         token, choice = torch.where(ids_TK == expert)
         out = expert_forward(
             x_TD[token], gate_up_E2FD[expert], down_EDF[expert], activation_block_size

@@ -62,11 +62,13 @@ class Decoder(nn.Module):
         hidden = self.embed_tokens(input_ids_BT)
         cos, sin = self.rotary(position_ids_BT)
         new_caches, routing = [], {}
+        late: list[Tensor] = []
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            hidden, cache, *chosen = layer(hidden, cos, sin, cache)
+            hidden, cache, *chosen = layer(hidden, cos, sin, cache, *late)
             new_caches.append(cache)
             if chosen:
                 routing[index] = Routing(expert_ids=chosen[0], expert_weights=chosen[1])
+            late = chosen[2:]
         return self.norm(hidden), new_caches, routing
 
     def grow_caches(self, caches: list[Tensor] | None, num_tokens: int) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """shoal::FloatSparseExperts and shoal::SparseExperts: the routed SwiGLU experts.
 
 D hidden size, E experts, K chosen experts, F expert width. Rows of gate_up are interleaved:
-gate 0, up 0, gate 1, up 1, ...
+gate 0, up 0, gate 1, up 1, ... The expert id E, one past the last, stands for no expert.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from shoal.graphs.quantize import Codes, Floats
 _ATTRIBUTES = """k: int = @num_experts_per_tok, activation_type: string = "swiglu",
     swiglu_fusion: int = 1, activation_alpha: float = 1.0, activation_beta: float = 0.0"""
 
-# From ids and weights [..,K] to one row of E weights for each token, 0 where not chosen.
+# From ids and weights [..,K] to one row of E weights for each token, 0 where not chosen. What is
+# chosen of no expert goes to one more column, which is left out again.
 _DENSE_WEIGHTS = """
     last = Constant <value_ints: ints = [-1]> ()
     x_shape = Shape (x)
@@ -29,9 +30,13 @@ _DENSE_WEIGHTS = """
     ids_TK = Reshape (expert_ids, TK)
     weights_TK = Reshape (expert_weights, TK)
     T = Shape <end: int = 1> (ids_TK)
-    TE = Concat <axis: int = 0> (T, E)
-    zeros_TE = ConstantOfShape (TE)
-    dense_TE = ScatterElements <axis: int = 1> (zeros_TE, ids_TK, weights_TK)
+    one = Constant <value_ints: ints = [1]> ()
+    columns = Add (E, one)
+    TE1 = Concat <axis: int = 0> (T, columns)
+    zeros_TE1 = ConstantOfShape (TE1)
+    dense_TE1 = ScatterElements <axis: int = 1> (zeros_TE1, ids_TK, weights_TK)
+    zero = Constant <value_ints: ints = [0]> ()
+    dense_TE = Slice (dense_TE1, zero, E, one)
 """
 
 FLOAT_SPARSE_EXPERTS = OpSpec(
@@ -39,7 +44,7 @@ FLOAT_SPARSE_EXPERTS = OpSpec(
     doc=(
         "y = sum_k expert_weights_k * down[e_k] (silu(gate) * up), where gate and up are the even "
         "and the odd rows of gate_up[e_k] x and e = expert_ids. The ids of a token are distinct, "
-        "the weights not negative. Float32 throughout."
+        "but for E, which adds nothing; the weights are not negative. Float32 throughout."
     ),
     source="DeepSeek-V3, arXiv 2412.19437, eq. 12",
     inputs={
@@ -60,7 +65,10 @@ FLOAT_SPARSE_EXPERTS = OpSpec(
         positive_TE = Max (dense_TE, floor)
         logits_TE = Log (positive_TE)
         mean_TD = com.microsoft.MoE <{_ATTRIBUTES}> (x_TD, logits_TE, gate_up, , down)
-        sums_T1 = ReduceSum <keepdims: int = 1> (weights_TK, last)
+        is_expert = Less (ids_TK, E)
+        nothing = Constant <value_float: float = 0.0> ()
+        counted_TK = Where (is_expert, weights_TK, nothing)
+        sums_T1 = ReduceSum <keepdims: int = 1> (counted_TK, last)
         y_TD = Mul (mean_TD, sums_T1)
         y = Reshape (y_TD, x_shape)
     """),
@@ -111,9 +119,12 @@ SPARSE_EXPERTS = OpSpec(
         ids_rK = Reshape (expert_ids, rK)
         weights_rK = Reshape (expert_weights, rK)
         num_rows = Mul (T, P)
-        rE = Concat <axis: int = 0> (num_rows, E)
-        zeros_rE = ConstantOfShape (rE)
-        dense_rE = ScatterElements <axis: int = 1> (zeros_rE, ids_rK, weights_rK)
+        columns = Add (E, one)
+        rE1 = Concat <axis: int = 0> (num_rows, columns)
+        zeros_rE1 = ConstantOfShape (rE1)
+        dense_rE1 = ScatterElements <axis: int = 1> (zeros_rE1, ids_rK, weights_rK)
+        zero = Constant <value_ints: ints = [0]> ()
+        dense_rE = Slice (dense_rE1, zero, E, one)
         y_rD = com.microsoft.QMoE <{_ATTRIBUTES}, expert_weight_bits: int = 8,
             block_size: int = @block_size, normalize_routing_weights: int = 0>
             (x_rD, dense_rE, gate_up, gate_up_scales, , down, down_scales, , , , , , , , dense_rE)
@@ -134,7 +145,7 @@ def float_sparse_experts(
     """NumPy reference of FloatSparseExperts; shapes as in its spec."""
     x_TD, ids_TK, weights_TK = _as_rows(x, expert_ids, expert_weights)
     y_TD = np.zeros_like(x_TD)
-    for expert in np.unique(ids_TK):
+    for expert in np.unique(ids_TK[ids_TK < len(gate_up)]):
         rows, slots = np.nonzero(ids_TK == expert)
         hidden = swiglu(float_linear(x_TD[rows], gate_up[expert]))
         y_TD[rows] += weights_TK[rows, slots, None] * float_linear(hidden, down[expert])
@@ -155,7 +166,7 @@ def sparse_experts(
     gate_up_blocks = gate_up.reshape(*gate_up_scales.shape, -1)
     down_blocks = down.reshape(*down_scales.shape, -1)
     y_TD = np.zeros_like(x_TD)
-    for e in np.unique(ids_TK):
+    for e in np.unique(ids_TK[ids_TK < len(gate_up)]):
         rows, slots = np.nonzero(ids_TK == e)
         hidden = swiglu(linear(x_TD[rows], gate_up_blocks[e], gate_up_scales[e]))
         y = linear(hidden, down_blocks[e], down_scales[e])

@@ -49,12 +49,15 @@ class Case:
         published: Keys and values of the config.json that the authors publish, as far as they
             differ from the shared ones of ``PUBLISHED``.
         model_type: In the config.json, when it is not the one that transformers writes.
+        published_layers: How many layers it has, and how many with experts, when that is not
+            num_hidden_layers without first_k_dense_replace.
     """
 
     classes: str
     small: Mapping[str, Any]
     published: Mapping[str, Any] = field(default_factory=dict)
     model_type: str | None = None
+    published_layers: tuple[int, int] | None = None
 
     def make(self, **overrides: Any) -> Any:
         """A random model of transformers."""
@@ -307,6 +310,55 @@ CASES: dict[str, Case] = {
             "topk_group": 4,
             "vocab_size": 163840,
         },
+    ),
+    "longcat_flash": Case(
+        classes="LongcatFlash",
+        small={
+            key: SIZES[key]
+            for key in SIZES
+            if key not in ("num_hidden_layers", "intermediate_size")
+        }
+        | {
+            "head_dim": 8,
+            "num_layers": 2,
+            "ffn_hidden_size": 96,
+            "expert_ffn_hidden_size": 32,
+            "n_routed_experts": 8,
+            "zero_expert_num": 4,
+            "moe_topk": 3,
+            "routed_scaling_factor": 3.0,
+        },
+        published={
+            "model_type": "longcat_flash",
+            "architectures": ["LongcatFlashForCausalLM"],
+            "attention_method": "MLA",
+            "auto_map": {"AutoConfig": "configuration_longcat_flash.LongcatFlashConfig"},
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "expert_ffn_hidden_size": 2048,
+            "ffn_hidden_size": 12288,
+            "hidden_size": 6144,
+            "kv_lora_rank": 512,
+            "max_position_embeddings": 131072,
+            "mla_scale_kv_lora": True,
+            "mla_scale_q_lora": True,
+            "moe_topk": 12,
+            "n_routed_experts": 512,
+            "num_attention_heads": 64,
+            "num_layers": 28,
+            "q_lora_rank": 1536,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000000.0,
+            "routed_scaling_factor": 6.0,
+            "router_bias": False,
+            "v_head_dim": 128,
+            "vocab_size": 131072,
+            "zero_expert_num": 256,
+            "zero_expert_type": "identity",
+        },
+        published_layers=(56, 28),
     ),
     "youtu": Case(
         classes="Youtu",

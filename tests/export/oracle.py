@@ -81,10 +81,15 @@ def raw_config(folder: Path) -> dict[str, Any]:
 def run(model: Any, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits [B,T,W], and the expert ids [B*T,K] of every MoE layer."""
     chosen: list[Tensor] = []
-    hooks = [
-        layer.mlp.gate.register_forward_hook(lambda _m, _x, out: chosen.append(out[2]))
+    routers = [
+        getattr(layer.mlp, name)
         for layer in model.model.layers
-        if hasattr(layer.mlp, "gate")
+        for name in ("gate", "router")
+        if hasattr(layer.mlp, name)
+    ]
+    hooks = [
+        router.register_forward_hook(lambda _m, _x, out: chosen.append(out[2]))
+        for router in routers
     ]
     with torch.inference_mode():
         logits = model(input_ids).logits

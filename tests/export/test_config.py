@@ -196,7 +196,6 @@ def test_other_families_are_refused_with_the_supported_ones(model_type: Any) -> 
         ("bailing_hybrid", "linear attention layers"),
         ("mistral4", "query scale"),
         ("kimi_k25", "vision tower"),
-        ("longcat_flash", "zero-compute experts"),
     ],
 )
 def test_relatives_are_refused_with_what_is_missing(model_type: str, missing: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,21 @@ import pytest
 import torch
 from tests.export.family_cases import CASES, PUBLISHED
 from tests.export.oracle import run, save
-from tests.tolerances import BUNDLE_LOGITS, INT8_MEAN_KL, RANDOM_INT8_AGREEMENT
+from tests.tolerances import (
+    BUNDLE_LOGITS,
+    FIDELITY_EMULATION,
+    INT8_MEAN_KL,
+    RANDOM_INT8_AGREEMENT,
+    REPORTED,
+)
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from shoal.export import assemble
 from shoal.export.config import ModelConfig
 from shoal.export.families.family import families
+from shoal.export.fidelity import fidelity_windows
 from shoal.export.pipeline import export_bundle
 from shoal.runtime import open_bundle
 
@@ -43,13 +53,23 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if case.model_type is not None:
         path = checkpoint / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": case.model_type}))
+    character_tokenizer().save(str(checkpoint / "tokenizer.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "_Templates", functools.cache(assemble._Templates))  # traced once
         for weights in ("fp32", "int8"):
             export_bundle(
-                checkpoint, folder / weights, weights=weights, block_size=32, fidelity=False
+                checkpoint, folder / weights, weights=weights, block_size=32, fidelity_tokens=192
             )
     return Exported(oracle, folder / "fp32", folder / "int8")
+
+
+def character_tokenizer() -> Tokenizer:
+    """One token for each character of the shipped text, within the small vocabulary."""
+    characters = ["\n", *(chr(code) for code in range(32, 127))]
+    vocabulary = {character: token for token, character in enumerate(characters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="\n"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return tokenizer
 
 
 def token_ids() -> Tensor:
@@ -89,15 +109,40 @@ def test_the_int8_bundle_is_close_to_the_float_one(exported: Exported) -> None:
         assert (a[..., :, None] == b[..., None, :]).any(-1).mean() >= RANDOM_INT8_AGREEMENT
 
 
+def test_the_fidelity_report_starts_from_the_model_of_transformers(exported: Exported) -> None:
+    report = open_bundle(exported.int8, threads=1).manifest.fidelity
+    assert report is not None
+    _, ids = fidelity_windows(character_tokenizer(), None, 192, window=report["window"])
+    logits = run(exported.oracle, ids)[0].double()
+    nll = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+    assert report["perplexity_reference"] == pytest.approx(math.exp(nll), rel=REPORTED)
+
+
+def test_the_fidelity_report_measures_the_int8_bundle(exported: Exported) -> None:
+    both = [open_bundle(folder, threads=1) for folder in (exported.fp32, exported.int8)]
+    report = both[1].manifest.fidelity
+    assert report is not None
+    _, windows = fidelity_windows(character_tokenizer(), None, 192, window=report["window"])
+    divergences = []
+    for ids in windows.tolist():
+        p, q = (torch.from_numpy(m.logits(ids)).double().log_softmax(-1) for m in both)
+        divergences.append((p.exp() * (p - q)).sum(-1).mean())
+    ratio = torch.stack(divergences).mean().item() / report["kl_mean"]
+    assert 1 / FIDELITY_EMULATION <= ratio <= FIDELITY_EMULATION
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_published_config_is_accepted(name: str) -> None:
     published = PUBLISHED | dict(CASES[name].published)
     config = ModelConfig.from_hf(published)
-    for key in ("hidden_size", "vocab_size", "num_hidden_layers", "kv_lora_rank", "rms_norm_eps"):
+    for key in ("hidden_size", "vocab_size", "kv_lora_rank", "rms_norm_eps"):
         assert getattr(config, key) == published[key]
-    assert len(config.moe_layers) == (
-        config.num_hidden_layers - published["first_k_dense_replace"] if config.is_moe else 0
-    )
+    layers = CASES[name].published_layers
+    if layers is None:
+        layers = published["num_hidden_layers"], 0
+    if CASES[name].published_layers is None and config.is_moe:
+        layers = layers[0], layers[0] - published["first_k_dense_replace"]
+    assert (config.num_hidden_layers, len(config.moe_layers)) == layers
 
 
 def test_every_family_has_a_row() -> None:

@@ -156,6 +156,25 @@ def test_random_models_of_other_families_equal_transformers(
     check(CASES[family].make(**values))
 
 
+@settings(EXAMPLES, max_examples=6)
+@given(
+    values=st.fixed_dictionaries(
+        {
+            "num_layers": st.integers(1, 2),
+            "num_attention_heads": st.sampled_from([1, 3, 4]),
+            "q_lora_rank": st.sampled_from([8, 24]),
+            "kv_lora_rank": st.sampled_from([8, 20]),
+            "zero_expert_num": st.sampled_from([0, 1, 12]),
+            "moe_topk": st.integers(2, 4),
+            "routed_scaling_factor": st.sampled_from([1.0, 6.0]),
+            "rope_parameters": st.none() | yarn,
+        }
+    )
+)
+def test_random_longcat_models_equal_transformers(values: dict[str, Any]) -> None:
+    check(CASES["longcat_flash"].make(num_key_value_heads=values["num_attention_heads"], **values))
+
+
 @pytest.mark.parametrize("make", [make_v2, make_v3])
 def test_a_long_prompt_takes_the_expanded_form_and_still_equals_transformers(make: Any) -> None:
     check(make(), num_tokens=60)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.export.family_cases import CASES
 from tests.export.oracle import make_v3, save
 
 from shoal.export import assemble
@@ -90,6 +92,18 @@ def test_a_resumed_export_gives_the_bytes_of_an_uninterrupted_one(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     if stops[-1] == "lm_head":
         assert not [name for name in written if name.startswith(("embed_tokens", "layers."))]
+
+
+def test_experts_that_join_a_layer_later_survive_a_stop_in_between(tmp_path: Path) -> None:
+    model = CASES["longcat_flash"].make(vocab_size=4096, num_layers=1)
+    folder = save(model, tmp_path / "checkpoint")
+    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+    options: dict[str, Any] = {"block_size": 32, "fidelity_tokens": 64}
+    export_bundle(folder, tmp_path / "whole", **options)
+    with pytest.raises(Stopped):
+        export_bundle(folder, tmp_path / "b", **options, progress=stop_at("layers.1."), resume=True)
+    export_bundle(folder, tmp_path / "b", **options, resume=True)
+    assert contents(tmp_path / "b") == contents(tmp_path / "whole")
 
 
 def test_other_options_do_not_continue_an_export(checkpoint: Path, tmp_path: Path) -> None:

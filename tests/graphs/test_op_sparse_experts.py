@@ -39,10 +39,15 @@ def choose(
 
 
 def check_forms(
-    models: OneOpModels, rng: np.random.Generator, chosen: dict[str, Array], block_size: int = 16
+    models: OneOpModels,
+    rng: np.random.Generator,
+    chosen: dict[str, Array],
+    block_size: int = 16,
+    *,
+    with_nobody: bool = False,
 ) -> None:
     """Compare the three forms of both ops, over random weights of E experts."""
-    num_experts = max(E, int(chosen["expert_ids"].max()) + 1)
+    num_experts = max(E, int(chosen["expert_ids"].max()) + (0 if with_nobody else 1))
     d, f, lead = 2 * block_size, 3 * block_size, chosen["expert_ids"].shape[:-1]
     x = grid(rng, (*lead, d), block_size)
     gate_up = rng.standard_normal((num_experts, 2 * f, d), np.float32) * np.float32(1 / d)
@@ -93,6 +98,8 @@ def tie_bound(
     bound = np.zeros_like(x)
     for token in np.ndindex(expert_ids.shape[:-1]):
         for e, weight in zip(expert_ids[token], expert_weights[token], strict=True):
+            if e == len(gate_up):
+                continue
             blocks = gate_up[e].reshape(*gate_up_scales[e].shape, -1)
             hidden = swiglu(linear(x[token], blocks, gate_up_scales[e])).reshape(-1, block_size)
             step = np.abs(hidden).max(axis=-1, keepdims=True) / 127
@@ -134,6 +141,23 @@ def test_all_tokens_on_one_expert(models: OneOpModels, rng: np.random.Generator)
 def test_experts_that_nobody_chose(models: OneOpModels, rng: np.random.Generator) -> None:
     ids = np.tile(np.array([[5, 2]]), (4, 1))
     check_forms(models, rng, {"expert_ids": ids, "expert_weights": rng.random((4, 2), np.float32)})
+
+
+def with_nobody(
+    rng: np.random.Generator, chosen: dict[str, Array], share: float
+) -> dict[str, Array]:
+    """Some of the chosen experts become the id that is no expert."""
+    ids = chosen["expert_ids"]
+    return chosen | {"expert_ids": np.where(rng.random(ids.shape) < share, E, ids)}
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_the_id_after_the_last_is_no_expert(
+    models: OneOpModels, rng: np.random.Generator, tokens: int, share: float
+) -> None:
+    chosen = with_nobody(rng, choose(rng, (tokens,)), share)
+    check_forms(models, rng, chosen, with_nobody=True)
 
 
 def test_all_experts_chosen(models: OneOpModels, rng: np.random.Generator) -> None:

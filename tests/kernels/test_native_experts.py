@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_sparse_experts import choose, grid, tie_bound
+from tests.graphs.test_op_sparse_experts import choose, grid, tie_bound, with_nobody
 from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
@@ -71,6 +71,19 @@ def test_forms_agree(
         assert_near(found, run(portable_models, inputs), FLOAT32_SUMS, 2 * bound)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("tokens", [1, 6, 50])
+def test_the_id_after_the_last_is_no_expert(
+    models: OneOpModels, portable_models: OneOpModels, tokens: int, share: float
+) -> None:
+    inputs = make_inputs(5, tokens, experts=6, chosen=3, block_size=32)
+    inputs |= with_nobody(np.random.default_rng(6), inputs, share)
+    found, bound = run(models, inputs), tie_bound(**inputs)
+    assert_near(found, sparse_experts(**inputs), FLOAT32_SUMS, bound)
+    if BODIES_ROUND_ALIKE:
+        assert_near(found, run(portable_models, inputs), FLOAT32_SUMS, 2 * bound)
+
+
 def test_a_token_does_not_depend_on_the_tokens_beside_it(models: OneOpModels) -> None:
     inputs = make_inputs(1, tokens=150, experts=5, chosen=3, block_size=32, d=3, f=5)
     together = run(models, inputs)
@@ -91,11 +104,11 @@ def test_all_tokens_on_one_expert(models: OneOpModels) -> None:
     assert_near(run(models, inputs), sparse_experts(**inputs), FLOAT32_SUMS, tie_bound(**inputs))
 
 
-@pytest.mark.parametrize("wrong", [-1, 4, 2**40])
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
 def test_an_expert_that_does_not_exist_is_refused(models: OneOpModels, wrong: int) -> None:
     inputs = make_inputs(4, tokens=3, experts=4, chosen=2, block_size=16)
     inputs["expert_ids"][1, 1] = wrong
-    with pytest.raises(Exception, match=r"expert_ids: expected 0\.\.3, found"):
+    with pytest.raises(Exception, match=r"expert_ids: expected 0\.\.4, found"):
         run(models, inputs)
 
 

@@ -29,16 +29,16 @@ struct Group {
   int64_t expert, first, count;
 };
 
-// Sorts slots by expert, keeping the order of tokens.
+// Sorts slots by expert, keeping the order of tokens; those of no expert are left out.
 std::vector<Group> sort_slots(const Call& call, const int64_t* ids, const Sizes& sizes,
                               std::vector<int64_t>* order) {
   std::vector<int64_t> starts(static_cast<size_t>(sizes.experts) + 1, 0);
   for (int64_t slot = 0; slot < sizes.slots; ++slot) {
-    if (ids[slot] < 0 || ids[slot] >= sizes.experts) {
-      call.fail("expert_ids: expected 0.." + std::to_string(sizes.experts - 1) + ", found " +
+    if (ids[slot] < 0 || ids[slot] > sizes.experts) {
+      call.fail("expert_ids: expected 0.." + std::to_string(sizes.experts) + ", found " +
                 std::to_string(ids[slot]));
     }
-    ++starts[static_cast<size_t>(ids[slot]) + 1];
+    if (ids[slot] < sizes.experts) ++starts[static_cast<size_t>(ids[slot]) + 1];
   }
   std::vector<Group> groups;
   for (int64_t e = 0; e < sizes.experts; ++e) {
@@ -46,8 +46,9 @@ std::vector<Group> sort_slots(const Call& call, const int64_t* ids, const Sizes&
     if (starts[at + 1] > 0) groups.push_back({e, starts[at], starts[at + 1]});
     starts[at + 1] += starts[at];
   }
-  order->resize(static_cast<size_t>(sizes.slots));
+  order->resize(static_cast<size_t>(starts.back()));
   for (int64_t slot = 0; slot < sizes.slots; ++slot) {
+    if (ids[slot] == sizes.experts) continue;
     (*order)[static_cast<size_t>(starts[static_cast<size_t>(ids[slot])]++)] = slot;
   }
   return groups;
@@ -158,6 +159,7 @@ void SparseExperts::compute(const Call& call) const {
 
   std::vector<int64_t> order;
   const std::vector<Group> groups = sort_slots(call, ids.data, sizes, &order);
+  sizes.slots = static_cast<int64_t>(order.size());
 
   ScratchLayout layout;
   const int64_t hidden_blocks = sizes.hidden_blocks(), width_blocks = sizes.width_blocks();
