@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -264,6 +264,19 @@ class Context:
         if self.drafter is not None:
             self.drafter.rewind(int(length))
 
+    def drop_first(self, count: int) -> NoReturn:
+        """Refused: the first tokens of a context cannot be forgotten.
+
+        Raises:
+            InputError: always, with the reason and what to do instead.
+        """
+        raise InputError(
+            f"context: the first {count} tokens cannot be dropped, because the keys of all later "
+            "ones are rotated by positions counted from them, and their latents were computed with "
+            f"them in sight; read the {max(0, self.position - count)} that remain into a new "
+            "context"
+        )
+
     @one_thread
     def reserve(self, length: int) -> None:
         """Make room for ``length`` tokens in all, so that the cache does not grow on the way.
@@ -323,7 +336,7 @@ class Context:
         try:
             while start < total:
                 first = self.position + start
-                count = chunk_length(first, total - start, self._info.num_attention_heads)
+                count = chunk_length(first, total - start, self._graphs[0].score_bytes(self._info))
                 stop = start + count
                 hidden_TD = self._run_decoder(ids_BT[:, start:stop], start, outputs)
                 if drafter is not None:

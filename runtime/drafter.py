@@ -161,9 +161,8 @@ class Drafter:
     def _compute_waiting(self) -> FloatArray:
         """Run the module on the rows that wait. Returns the hidden state [D] of the last one."""
         while self._waiting:
-            count = chunk_length(
-                self.cache.length, len(self._waiting), self._info.num_attention_heads
-            )
+            score_bytes = self._graphs[0].score_bytes(self._info)
+            count = chunk_length(self.cache.length, len(self._waiting), score_bytes)
             rows = self._waiting[:count]
             hidden_D = self._compute(rows)
             self._rows += [(row.position, row.token) for row in rows]
