@@ -55,7 +55,10 @@ class Checkpoint:
         folder: Where it is.
         tensors: Header of every tensor, by its name in the checkpoint.
         fp8_block: Rows and columns of an FP8 matrix that share a scale.
+        readable: Names of the types that can be read.
     """
+
+    readable = tuple(READABLE)
 
     def __init__(
         self, folder: Path, tensors: dict[str, TensorHeader], fp8_block: tuple[int, int]

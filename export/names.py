@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from shoal.export.checkpoint import READABLE, Checkpoint, TensorHeader, message
+from shoal.export.checkpoint import Checkpoint, TensorHeader, message
 from shoal.export.config import ModelConfig
 from shoal.export.families.family import families
 from shoal.export.fp8 import FP8_DTYPE, scale_name, scale_problems
@@ -109,7 +109,7 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     known = wanted.keys() | set(scales)
     problems = [
         *(f"missing {name} {list(s)}" for name, s in wanted.items() if name not in headers),
-        *_mismatches(wanted, headers, checkpoint.fp8_block),
+        *_mismatches(wanted, checkpoint),
         *(
             f"unexpected {name} {list(headers[name].shape)}"
             for name in headers
@@ -128,19 +128,18 @@ def wanted_tensors(config: ModelConfig) -> dict[str, Shape]:
     return {name: shape for source in sources for name, shape in source.tensors.items()}
 
 
-def _mismatches(
-    wanted: Mapping[str, Shape], headers: Mapping[str, TensorHeader], fp8_block: tuple[int, int]
-) -> Iterator[str]:
+def _mismatches(wanted: Mapping[str, Shape], checkpoint: Checkpoint) -> Iterator[str]:
+    headers = checkpoint.tensors
     for name, shape in wanted.items():
         if name not in headers:
             continue
         found = headers[name]
         if found.shape != shape:
             yield f"{name}: expected shape {list(shape)}, found {list(found.shape)}"
-        if found.dtype not in READABLE:
-            yield f"{name}: expected {', '.join(READABLE)}, found {found.dtype}"
+        if found.dtype not in checkpoint.readable:
+            yield f"{name}: expected {', '.join(checkpoint.readable)}, found {found.dtype}"
         if found.dtype == FP8_DTYPE:
-            yield from scale_problems(name, headers, fp8_block)
+            yield from scale_problems(name, headers, checkpoint.fp8_block)
 
 
 def _mtp_layers(

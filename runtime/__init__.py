@@ -1,4 +1,4 @@
-"""Bundle to tokens on any CPU: ``open_bundle`` and what it returns.
+"""Bundle to tokens on any CPU: ``open_bundle``, what it returns, and ``evaluate``.
 
 Names are imported when they are first used, so that reading a manifest needs no onnxruntime.
 """
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.runtime.context import Context
+    from shoal.runtime.evaluation.evaluate import evaluate
     from shoal.runtime.model import Model, open_bundle
 
-__all__ = ["Context", "Model", "open_bundle"]
+__all__ = ["Context", "Model", "evaluate", "open_bundle"]
 
 _HOMES = {
     "Context": "shoal.runtime.context",
     "Model": "shoal.runtime.model",
+    "evaluate": "shoal.runtime.evaluation.evaluate",
     "open_bundle": "shoal.runtime.model",
 }
 

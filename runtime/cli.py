@@ -34,7 +34,10 @@ RUNTIME_COMMANDS = {
     "run": ("shoal.runtime.run_command", "run_command"),
     "verify": ("shoal.runtime.verify_command", "verify_command"),
     "inspect": ("shoal.runtime.inspect", "inspect_command"),
+    "eval": ("shoal.runtime.eval_command", "eval_command"),
     "bench": ("shoal.runtime.bench", "bench_command"),
+    "pack": ("shoal.runtime.pack_command", "pack_command"),
+    "unpack": ("shoal.runtime.pack_command", "unpack_command"),
     "doctor": ("shoal.runtime.doctor", "doctor_command"),
 }
 EXPORT_COMMANDS = {
@@ -102,12 +105,14 @@ def find_command(args: argparse.Namespace) -> Command:
 def _is_checkpoint(folder: Path) -> bool:
     if (folder / MANIFEST_FILE).exists():
         return False
+    if folder.suffix == ".gguf" and folder.is_file():
+        return True
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         return True
     found = "an empty or other folder" if folder.is_dir() else "no such folder"
     raise InputError(
         f"{folder}: expected a bundle ({MANIFEST_FILE}) or a checkpoint (config.json and "
-        f"*.safetensors), found {found}; check the path"
+        f"*.safetensors, or a .gguf file), found {found}; check the path"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -18,7 +19,7 @@ from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.generate import GenerateOptions, Generation
-from shoal.runtime.graph_checks import check_cache, check_graphs, check_mtp
+from shoal.runtime.graph_check import check_cache, check_graphs, check_mtp
 from shoal.runtime.latent_cache import CacheLayout
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
@@ -64,7 +65,7 @@ def open_bundle(
     if cache not in CACHE_TYPES:
         raise InputError(f"cache must be {', '.join(CACHE_TYPES)}, found {cache!r}")
     bundle = Bundle.open(path)
-    if bundle.manifest.weights == "fp32":  # no native kernel is offered for its ops
+    if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
         if kernels == "native":
             raise RuntimeFailure(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "
@@ -199,6 +200,13 @@ class Model:
         routing = self.new_context().step(ids, logits="none", routing=True).routing
         assert routing is not None, "routing was asked for"
         return routing
+
+    def head_logits(self, hidden_TD: FloatArray) -> FloatArray:
+        """Logits float32 [T,W] of hidden states that a step gave (``Context.step``).
+
+        Where a vocabulary is large, the logits of a long text are best computed a few at a time.
+        """
+        return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
     def generate(
         self,

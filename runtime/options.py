@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from shoal.graphs.cache_types import CACHE_TYPES
+from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
 from shoal.runtime.option_types import (
     byte_count,
     draft_length,
@@ -22,9 +23,10 @@ from shoal.runtime.option_types import (
     probability,
     probability_or_zero,
 )
+from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
-DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
-DEFAULT_FIDELITY_TOKENS = 2048
+DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own; a test compares them
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
 DEFAULT_BENCH_PREFILL = (128, 512)
@@ -42,11 +44,14 @@ on stderr says why and what to do), 2 wrong usage, 130 stopped with Ctrl-C.
 """
 
 VERBS = {
-    "export": "make a bundle from a Hugging Face checkpoint folder",
+    "export": "make a bundle from a Hugging Face checkpoint folder or a GGUF file",
     "run": "generate text, or chat when no prompt is given",
     "verify": "check every byte of a bundle, and every weight against the checkpoint",
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
+    "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
+    "pack": "put a bundle into one file to copy to a device",
+    "unpack": "make a bundle folder of such a file",
     "doctor": "say what this machine and this installation can do",
 }
 
@@ -82,10 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
+    add_eval_options(evaluation := _add_verb(verbs, "eval"))
+    _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
+    add_pack_options(_add_verb(verbs, "pack"))
+    add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
-        _add_common(verb)
+        add_common_options(verb)
     return parser
 
 
@@ -102,7 +111,8 @@ def _add_verb(
     )
 
 
-def _add_common(verb: argparse.ArgumentParser) -> None:
+def add_common_options(verb: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
     verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     verb.add_argument(
         "--debug",
@@ -126,23 +136,31 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
         "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
     )
     verb.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or ORG/NAME on the hub"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, .gguf file, or ORG/NAME on the hub",
     )
+    add_export_options(verb)
+
+
+def add_export_options(verb: argparse.ArgumentParser) -> None:
+    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",
-        choices=("int8", "fp32"),
-        default="int8",
-        help="how to store weights: int8, or fp32 for debugging (default: int8)",
+        choices=WEIGHT_CHOICES,
+        default=DEFAULT_RECIPE,
+        help="recipe to store weights by: "
+        + "; ".join(f"{recipe.name}, {recipe.meaning}" for recipe in RECIPES.values())
+        + f"; {FLOAT32}, for debugging (default: {DEFAULT_RECIPE})",
     )
     verb.add_argument(
         "--block-size",
         type=int,
-        choices=(16, 32, 64, 128, 256),
-        default=DEFAULT_BLOCK_SIZE,
+        choices=BLOCK_SIZES,
         metavar="N",
-        help="weights that share one int8 scale: 16, 32, 64, 128 or 256; smaller is more exact and "
-        f"takes more room (default: {DEFAULT_BLOCK_SIZE})",
+        help="8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller is more exact "
+        "and takes more room (default: the recipe's)",
     )
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(
@@ -323,7 +341,10 @@ def _add_inspect(verb: argparse.ArgumentParser) -> None:
     )
     verb.epilog = "example:\n  shoal inspect build/tiny --json"
     verb.add_argument(
-        "path", metavar="BUNDLE|CHECKPOINT", type=Path, help="bundle or checkpoint folder"
+        "path",
+        metavar="BUNDLE|CHECKPOINT",
+        type=Path,
+        help="bundle or checkpoint: a folder or .gguf file",
     )
 
 

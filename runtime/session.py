@@ -154,6 +154,24 @@ class GraphSession:
         """
         return 4 * info.num_attention_heads if self._keeps_scores else 0
 
+    def map_rows(
+        self, source: str, rows: npt.NDArray[np.float32], target: str, width: int
+    ) -> npt.NDArray[np.float32]:
+        """Run a graph that maps float32 rows [T,..] to rows [T,width], one by one.
+
+        Args:
+            source: name of its input.
+            rows: what to map.
+            target: name of its output.
+            width: size of the output's rows.
+        """
+        result = np.empty((len(rows), width), np.float32)
+        binding = self.new_binding()
+        binding.bind_input(source, np.ascontiguousarray(rows)[None])
+        binding.bind_output(target, result[None])
+        binding.run()
+        return result
+
     def new_binding(self) -> Binding:
         """A set of buffers to run this graph on; one per context."""
         return Binding(self._session, str(self.path))

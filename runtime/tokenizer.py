@@ -61,6 +61,19 @@ class Tokenizer:
             return [self._bos_id, *ids]
         return ids
 
+    @property
+    def begin_ids(self) -> list[int]:
+        """What ``encode`` begins every text with: one token or none."""
+        return self.encode("")[:1]
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of ``text`` without special tokens, and the character after each one's text.
+
+        Tokens that are parts of one character all end after it.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -77,6 +90,21 @@ class Tokenizer:
         return next(
             (id_ for id_, token in added.items() if token.special and token.content == text), None
         )
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder: tokenizer.json, and tokenizer_config.json if there is one.
+
+    Raises:
+        BundleError: one of the two cannot be read.
+    """
+    path = folder / "tokenizer_config.json"
+    config = read_json_object(path) if path.exists() else {}
+    return Tokenizer(
+        folder / "tokenizer.json",
+        add_bos=config.get("add_bos_token") is True,
+        bos=special_tokens(config).get("bos_token"),
+    )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime import cli, extras, options
+from shoal.runtime import cli, extras, options, options_eval
 from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,18 @@ SURFACE = {
     ],
     "verify": [*HUB, "--checkpoint", "BUNDLE"],
     "inspect": ["BUNDLE|CHECKPOINT"],
+    "eval": [
+        *MACHINE,
+        "--generate",
+        "--html",
+        "--reference",
+        "--save-reference",
+        "--tasks",
+        "--text",
+        "--tokens",
+        "--window",
+        "BUNDLE|CHECKPOINT",
+    ],
     "bench": [
         *MACHINE,
         "--cache-kl",
@@ -68,6 +80,8 @@ SURFACE = {
         "--speculate",
         "BUNDLE",
     ],
+    "pack": ["--fetch", "--python", "--wheels", "BUNDLE", "FILE"],
+    "unpack": ["FILE", "FOLDER"],
     "doctor": ["BUNDLE"],
 }
 
@@ -124,6 +138,8 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ["run", "b", "--max-context", "0"],
         ["run", "b", "--max-memory", "much"],
         ["run", "b", "--max-memory", "0"],
+        ["eval"],
+        ["eval", "b", "--window", "0"],
         ["bench", "b", "--depths", "0,x"],
         ["bench", "b", "--prefill", "0"],
         ["export", "c"],
@@ -218,6 +234,7 @@ def test_missing_export_extra_says_what_to_install(
         ["export", str(tmp_path), "b"],
         ["verify", "b", "--checkpoint", str(tmp_path)],
         ["inspect", str(tmp_path)],
+        ["eval", str(tmp_path)],
     ):
         assert cli.main(argv) == 1
         err = capsys.readouterr().err
@@ -232,7 +249,10 @@ def test_missing_export_extra_says_what_to_install(
         ["run", "NOWHERE", "--prompt", "x"],
         ["verify", "NOWHERE"],
         ["inspect", "NOWHERE"],
+        ["eval", "NOWHERE"],
         ["bench", "NOWHERE"],
+        ["pack", "NOWHERE", "NOWHERE-p"],
+        ["unpack", "NOWHERE", "NOWHERE-b"],
         ["export", "NOWHERE", "NOWHERE-b"],
     ],
 )
@@ -265,5 +285,10 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
 def test_defaults_shown_for_export_are_the_exporters() -> None:
     from shoal.export import pipeline
 
-    assert options.DEFAULT_BLOCK_SIZE == pipeline.DEFAULT_BLOCK_SIZE
     assert options.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
+
+
+def test_default_shown_for_eval_is_the_evaluations() -> None:
+    from shoal.runtime.evaluation import evaluate
+
+    assert options_eval.DEFAULT_EVAL_WINDOW == evaluate.DEFAULT_WINDOW

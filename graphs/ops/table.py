@@ -9,7 +9,7 @@ from shoal.graphs.ops.int8_cache import (
     LATENT_ATTENTION_INT8_CACHE,
 )
 from shoal.graphs.ops.latent_attention import FLOAT_LATENT_ATTENTION, LATENT_ATTENTION
-from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR
+from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR, PRECISE_LINEAR
 from shoal.graphs.ops.route import ROUTE
 from shoal.graphs.ops.sparse_experts import FLOAT_SPARSE_EXPERTS, SPARSE_EXPERTS
 from shoal.graphs.ops.spec import OpSpec
@@ -21,6 +21,7 @@ OPS: dict[str, OpSpec] = {
         EMBEDDING,
         FLOAT_LINEAR,
         LINEAR,
+        PRECISE_LINEAR,
         ROUTE,
         FLOAT_SPARSE_EXPERTS,
         SPARSE_EXPERTS,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_latent_attention import SCALE, float_inputs, int8_inputs, with_cache
+from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs, with_cache
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.graphs.ops.int8_cache import float_latent_attention_int8_cache

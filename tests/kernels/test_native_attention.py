@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs import test_op_int8_cache as int8_cache
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_latent_attention import SCALE, float_inputs, int8_inputs, with_cache
+from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs, with_cache
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.graphs.cache_types import CACHE_TYPES

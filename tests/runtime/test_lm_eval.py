@@ -74,7 +74,9 @@ def model(fp32_bundle: Path) -> Model:
 def lm(fp32_bundle: Path) -> ShoalLM:
     found = get_model("shoal")
     assert found is ShoalLM
-    return ShoalLM.create_from_arg_string(f"pretrained={fp32_bundle},threads=1,max_length=64")
+    arguments = f"pretrained={fp32_bundle},threads=1,max_length=64"
+    lm: ShoalLM = ShoalLM.create_from_arg_string(arguments)
+    return lm
 
 
 def by_hand(model: Model, context: list[int], ids: list[int]) -> tuple[float, bool]:
@@ -154,7 +156,7 @@ def test_loglikelihoods_come_in_the_order_of_the_requests(lm: ShoalLM, model: Mo
     found = lm.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
     bos = model.encode("")
     for (context, choice), (score, is_greedy) in zip(pairs, found, strict=True):
-        before = model.encode(context) if context else [model.manifest.model.bos_token_id]
+        before = model.encode(context) if context else [lm.prefix_token_id]
         ids = model.encode(context + choice)[len(before) :] if context else model.encode(choice)
         if not context and bos:
             ids = ids[len(bos) :]

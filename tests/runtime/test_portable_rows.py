@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from tests.graphs.one_op import Array, OneOpModels
+from tests.graphs.op_inputs import float_inputs, int8_inputs, with_cache
 from tests.graphs.test_op_int8_cache import attributes_of
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs, with_cache
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP, Attributes

@@ -253,6 +253,35 @@ def test_a_socket_left_by_a_killed_process_is_taken_over(int8_bundle: Path, tmp_
     assert not path.exists()
 
 
+def test_clients_beyond_the_most_wait_until_one_leaves(plain: Running, model: Model) -> None:
+    clients = [plain.connect() for _ in range(listener.MOST_CLIENTS + 1)]
+    for client in clients[:-1]:
+        assert ask(client, PROMPT.encode()) == continued(model, PROMPT)
+    last = clients.pop()
+    last.sendall(b"And God said\n")
+    last.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        last.recv(1)
+    for client in clients:
+        client.close()
+    last.settimeout(120)
+    assert read_until(last, b"\n\0").decode() == continued(model, "And God said")
+    last.close()
+
+
+def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_SEND_TIMEOUT_S", 0.05)
+    connection, reader = socket.socketpair()
+    with reader:
+        client = listener._Client(connection)
+        reader.sendall(b"hello\nagain\n")
+        client.read()
+        client.answer_one(lambda line, send: send(bytes(1 << 24)))
+        assert not client.has_line, "nobody is there for the other line"
+        assert not client.goes_on()
+        assert connection.fileno() == -1
+
+
 def test_waiting_costs_no_processor_time(plain: Running) -> None:
     with plain.connect() as client:
         ask(client, PROMPT.encode())

@@ -1,0 +1,1 @@
+"""GGUF files of llama.cpp's deepseek2 architecture as checkpoints."""
