@@ -21,9 +21,9 @@ KERNELS = ("portable", "auto")
 
 
 @pytest.fixture(scope="module", params=[(c, k) for c in CACHE_TYPES for k in KERNELS], ids=str)
-def model(request, int8_block_64_bundle):
+def model(request, int8_bundle):
     cache, kernels = request.param
-    return open_bundle(int8_block_64_bundle, threads=1, cache=cache, kernels=kernels)
+    return open_bundle(int8_bundle, threads=1, cache=cache, kernels=kernels)
 
 
 def test_a_token_takes_the_bytes_of_the_formula(model):
@@ -77,8 +77,8 @@ def test_rounding_the_cache_hardly_changes_predictions(fp32_bundle, cache):
     assert divergence <= CACHE_ROUNDING_KL[cache], f"median KL divergence {divergence:.2e}"
 
 
-def test_a_context_with_another_type_of_cache_is_refused(int8_block_64_bundle, tmp_path):
-    models = [open_bundle(int8_block_64_bundle, threads=1, cache=c) for c in ("int8", "float16")]
+def test_a_context_with_another_type_of_cache_is_refused(int8_bundle, tmp_path):
+    models = [open_bundle(int8_bundle, threads=1, cache=c) for c in ("int8", "float16")]
     context = models[0].new_context()
     context.prefill(IDS)
     context.save(tmp_path / "a.ctx")
