@@ -52,7 +52,7 @@ def open_bundle(
         max_context: tokens a context may hold; None for as many as the model can read. More than
             that is allowed, with a warning: the model has seen no such positions in training.
         max_memory: bytes this process may take for itself, beside the mapped weights; without
-            ``max_context``, a context may hold as many tokens as fit into that.
+            ``max_context``, a context may hold as many tokens as one alone fits into that.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type

@@ -13,7 +13,7 @@ from tests.tolerances import ATTENTION_FORMS
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.ops.latent_attention import latent_attention
-from shoal.graphs.quantize import BLOCK_SIZES
+from shoal.graphs.recipes import BLOCK_SIZES
 
 Inputs = dict[str, Array]
 NEW = ("q_nope", "q_rope", "latent", "k_rope")
