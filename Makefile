@@ -12,11 +12,13 @@ PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs kernels bench clean distclean
+.PHONY: help demo test test-arm test-wheels lint docs kernels wheels bench clean distclean
 
 help:
 	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
 	@echo "make test       ruff, mypy and pytest"
+	@echo "make test-arm   the runtime on emulated ARM processors (Debian; needs g++-aarch64-linux-gnu)"
+	@echo "make wheels     wheels for x86-64, aarch64 and any machine, in dist/; make test-wheels runs them"
 	@echo "make lint       ruff and mypy only"
 	@echo "make kernels    build the native kernels anew, after changes to their sources"
 	@echo "make bench      speed and memory beside llama.cpp's, on a model of BENCH='--model lite-mini'"
@@ -32,6 +34,15 @@ demo: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-arm: wheels
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.arm
+
+test-wheels: wheels
+	OMP_NUM_THREADS=1 $(BIN)/python tests/wheels/check.py dist
+
+wheels: $(STAMP)
+	$(BIN)/python tests/wheels/build.py dist
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

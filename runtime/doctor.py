@@ -13,6 +13,7 @@ from typing import Any
 
 from shoal.graphs.errors import ShoalError
 from shoal.graphs.manifest import Manifest
+from shoal.graphs.recipes import DEFAULT_RECIPE, FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
 from shoal.runtime.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
@@ -63,7 +64,7 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
         "memory": asdict(memory) if memory else None,
         "bundle": None,
     }
-    weights = "int8"
+    weights = DEFAULT_RECIPE
     if folder is not None and not errors:
         try:
             report["bundle"] = check_bundle(folder, slow)
@@ -153,7 +154,7 @@ def check_bundle(folder: Path, found_warnings: list[str]) -> dict[str, Any]:
 
 def _forms(manifest: Manifest) -> list[Form]:
     """The forms that can run here, the one that is taken first."""
-    has_native = manifest.weights == "int8" and isinstance(find_library(), KernelLibrary)
+    has_native = manifest.weights != FLOAT32 and isinstance(find_library(), KernelLibrary)
     return ["native", "portable"] if has_native else ["portable"]
 
 

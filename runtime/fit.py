@@ -21,6 +21,7 @@ from typing import Literal
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, mapped_weight_bytes
 from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.memory import (
     FREE_MEMORY,
     GROUP_LIMIT,
@@ -172,7 +173,7 @@ def choose_context(
 
 def native_advice(manifest: Manifest, form: Form) -> str:
     """What to say to those whose portable form does not fit, empty if nothing else would."""
-    if form == "native" or manifest.weights != "int8":
+    if form == "native" or manifest.weights == FLOAT32:
         return ""
     needed = bundle_need(manifest, "native").anonymous_bytes(SMALLEST_CONTEXT)
     return (

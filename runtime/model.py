@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -56,7 +57,7 @@ def open_bundle(
     """
     settings = choose_settings(kernels, threads)
     bundle = Bundle.open(path)
-    if bundle.manifest.weights == "fp32":  # no native kernel is offered for its ops
+    if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
         if kernels == "native":
             raise RuntimeFailure(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "

@@ -10,6 +10,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
+from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
 from shoal.runtime.option_types import (
     byte_count,
     draft_length,
@@ -22,9 +23,9 @@ from shoal.runtime.option_types import (
     probability_or_zero,
 )
 from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
-DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
-DEFAULT_FIDELITY_TOKENS = 2048
+DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own; a test compares them
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
 DEFAULT_BENCH_PREFILL = (128, 512)
@@ -48,6 +49,8 @@ VERBS = {
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
     "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
+    "pack": "put a bundle into one file to copy to a device",
+    "unpack": "make a bundle folder of such a file",
     "doctor": "say what this machine and this installation can do",
 }
 
@@ -86,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval_options(evaluation := _add_verb(verbs, "eval"))
     _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
+    add_pack_options(_add_verb(verbs, "pack"))
+    add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
         add_common_options(verb)
@@ -142,18 +147,19 @@ def add_export_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
     verb.add_argument(
         "--weights",
-        choices=("int8", "fp32"),
-        default="int8",
-        help="how to store weights: int8, or fp32 for debugging (default: int8)",
+        choices=WEIGHT_CHOICES,
+        default=DEFAULT_RECIPE,
+        help="recipe to store weights by: "
+        + "; ".join(f"{recipe.name}, {recipe.meaning}" for recipe in RECIPES.values())
+        + f"; {FLOAT32}, for debugging (default: {DEFAULT_RECIPE})",
     )
     verb.add_argument(
         "--block-size",
         type=int,
-        choices=(16, 32, 64, 128, 256),
-        default=DEFAULT_BLOCK_SIZE,
+        choices=BLOCK_SIZES,
         metavar="N",
-        help="weights that share one int8 scale: 16, 32, 64, 128 or 256; smaller is more exact and "
-        f"takes more room (default: {DEFAULT_BLOCK_SIZE})",
+        help="8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller is more exact "
+        "and takes more room (default: the recipe's)",
     )
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(

@@ -60,3 +60,13 @@ RANDOM_INT8_AGREEMENT = 0.9
 near ties; 0.95 to 0.99 were measured. A choice that changes moves its token's logits a lot, so int8
 is judged by the median KL divergence there, with the bound of the trained model; 1.6e-3 was the
 largest measured."""
+
+OTHER_PROCESSOR_KL = 1e-3
+"""Mean KL divergence of the int8 tiny model between x86 and ARM. 7e-5 to 1.6e-4 were measured where
+both have dot products and round activations to 8 bits at the same places; 6.4e-4 in the portable
+form without dot products (Cortex-A72), where onnxruntime leaves activations as they are, which is
+closer to float32."""
+
+CLEAR_MARGIN = 0.4
+"""In logits: 0.18 was the largest difference of one between x86 and ARM in the int8 tiny model, so
+a token that leads by more than twice that is the likeliest on both."""

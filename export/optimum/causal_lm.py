@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from shoal.export.folder import replaced_folder
 from shoal.export.hub import HubAccess, local_checkpoint
 from shoal.export.optimum.context_cache import ContextCache
-from shoal.export.pipeline import DEFAULT_BLOCK_SIZE, export_bundle
+from shoal.export.pipeline import export_bundle
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.runtime import Model, open_bundle
@@ -65,7 +65,7 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         *,
         export: bool = False,
         weights: str = "int8",
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
         revision: str | None = None,
         token: str | None = None,
         kernels: Kernels = "auto",

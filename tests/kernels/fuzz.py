@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from tests.graphs.one_op import Array, OneOpModels
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs
 from tests.kernels import test_native_experts, test_native_linear
 
 BLOCK = 16

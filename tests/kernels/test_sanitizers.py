@@ -28,7 +28,7 @@ import hashlib, os, sys
 from pathlib import Path
 from shoal.runtime.kernels.library import find_library
 from tests.graphs.one_op import OneOpModels
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
 library = Path(sys.argv[1])

@@ -32,8 +32,8 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def model(int8_block_64_bundle):
-    return open_bundle(int8_block_64_bundle, threads=1)
+def model(int8_bundle):
+    return open_bundle(int8_bundle, threads=1)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_any_prompt_any_draft_and_any_sampler_give_the_plain_output(model, data)
     assert generate(model, ids, draft=draft, **options)[0] == generate(model, ids, **options)[0]
 
 
-@pytest.mark.parametrize("block", ["fp32_bundle", "int8_bundle", "int8_block_64_bundle"])
+@pytest.mark.parametrize("block", ["fp32_bundle", "int8_bundle", "int8_block_128_bundle"])
 def test_output_is_the_same_whether_or_not_the_kernels_allow_drafts(request, block):
     model = open_bundle(request.getfixturevalue(block), threads=2)
     for text in TEXTS:
