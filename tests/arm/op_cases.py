@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tests.graphs.one_op import Array, OneOpModels
 from tests.graphs.op_inputs import float_inputs, int8_inputs
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
-from shoal.graphs.quantize import BLOCK_SIZES
+from shoal.graphs.recipes import BLOCK_SIZES
 
 Inputs = dict[str, Array]
 RUN = {
@@ -39,5 +40,5 @@ def op_cases() -> Iterator[tuple[str, str, Inputs]]:
 def write_results(folder: Path, library: Path, file: Path) -> None:
     """Run every case and keep the first output of each."""
     models = OneOpModels(folder, library)
-    results = {name: RUN[op](models, inputs)[0] for name, op, inputs in op_cases()}
+    results: dict[str, Any] = {name: RUN[op](models, inputs)[0] for name, op, inputs in op_cases()}
     np.savez(file, **results)

@@ -17,7 +17,8 @@ from tests.tolerances import ATTENTION_FORMS
 
 from shoal.export.model import ops as torch_ops
 from shoal.graphs.ops.latent_attention import float_latent_attention, latent_attention
-from shoal.graphs.quantize import BLOCK_SIZES, Floats
+from shoal.graphs.quantize import Floats
+from shoal.graphs.recipes import BLOCK_SIZES
 
 torch_attention: Any = torch_ops.latent_attention
 

@@ -12,7 +12,8 @@ from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
 from shoal.graphs.ops import embedding, linear
-from shoal.graphs.quantize import BLOCK_SIZES, dequantize_blocks, quantize_blocks
+from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 

@@ -15,7 +15,8 @@ from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
 from shoal.graphs.ops.sparse_experts import float_sparse_experts, sparse_experts
-from shoal.graphs.quantize import BLOCK_SIZES, dequantize_blocks, quantize_blocks
+from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 
 torch_experts: Any = torch_ops.sparse_experts
 

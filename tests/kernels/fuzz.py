@@ -58,7 +58,9 @@ def damage(case: Case, rng: np.random.Generator) -> Case:
         case 1:  # a dimension more or less
             inputs = inputs | {name: value[None] if rng.integers(2) else value.reshape(-1)}
         case 2:
-            inputs = inputs | {name: value.astype(rng.choice(_TYPES), casting="unsafe")}
+            inputs = inputs | {
+                name: value.astype(_TYPES[rng.integers(len(_TYPES))], casting="unsafe")
+            }
         case 3:
             changed = str(rng.choice([key for key in attributes if key != "softmax_scale"]))
             attributes = attributes | {changed: int(rng.choice(_INTEGERS))}

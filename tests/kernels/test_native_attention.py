@@ -11,7 +11,7 @@ from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.graphs.ops.latent_attention import latent_attention
-from shoal.graphs.quantize import BLOCK_SIZES
+from shoal.graphs.recipes import BLOCK_SIZES
 
 Inputs = dict[str, Array]
 NEW = ("q_nope", "q_rope", "latent", "k_rope")

@@ -15,7 +15,8 @@ from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.linear import linear
-from shoal.graphs.quantize import BLOCK_SIZES, quantize_blocks
+from shoal.graphs.quantize import quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
 Inputs = dict[str, Array]

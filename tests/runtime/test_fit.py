@@ -216,7 +216,7 @@ def test_limits_of_the_process_alone_do_not_push_weights_to_disk() -> None:
         {"memory": memory(1 << 34), "max_memory": own + 1},
         {"memory": memory(own + 1, limited_by="the limit of data (ulimit -d)")},
     ):
-        room = find_room(need, resident=None, threads=1, **limits)  # type: ignore[arg-type]
+        room = find_room(need, resident=None, threads=1, **limits)
         assert room is not None
         assert fit.fit_warnings("b", need, room, 512) == []
 

@@ -204,6 +204,20 @@ def test_answers_stop_where_the_task_says(lm: ShoalLM, model: Model) -> None:
     assert found[2] == "".join(model.generate(cut, max_new_tokens=8, stop=["\n"]).pieces())
 
 
+def test_chats_are_the_text_of_the_template_and_begin_once(
+    fp32_bundle: Path, lm: ShoalLM, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bos = model.decode([lm.prefix_token_id], skip_special_tokens=False)
+    source = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(type(lm.model), "_template_source", (source, "here"))
+    text = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
+    assert text == f"{bos}<|user|>Hello"
+    ids = lm.tok_encode(text)
+    assert ids == model.encode(text, add_special_tokens=False)
+    assert ids.count(lm.prefix_token_id) == 1
+    assert lm.tok_encode("Hello") == model.encode("Hello")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"num_beams": 4}, "found num_beams"), ({"max_gen_toks": 64}, "less than the context of 64")],

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from hypothesis import strategies as st
 from tests.runtime.conftest import FakeBundle
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.runtime import pack as pack_module
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.cli import main
 from shoal.runtime.pack import write_pack
@@ -103,7 +103,8 @@ def test_sizes_beyond_8_gb_are_told_the_way_tar_reads_them() -> None:
         member = tarfile.TarInfo.frombuf(header("x", 1), "utf-8", "strict")
         assert (member.name, member.size) == ("x", 1)
         block = header(name, size)
-        with tarfile.open(fileobj=_Endless(block), mode="r|") as archive:
+        endless: Any = _Endless(block)
+        with tarfile.open(fileobj=endless, mode="r|") as archive:
             found = archive.next()
             assert found is not None
             assert (found.name, found.size) == (name, size)
@@ -330,6 +331,7 @@ def test_a_stopped_unpacking_goes_on_from_where_it_was(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from shoal.runtime import unpack
 def die(done, total, part):
     if part == "bundle/weights.bin":
@@ -363,7 +365,7 @@ def test_a_disk_without_room_is_found_out_first(
     pack: Path, fake_bundle: FakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(pack_module.shutil, "disk_usage", lambda _: usage._replace(free=5000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5000))
     with pytest.raises(RuntimeFailure, match=r"expected room for \d+ bytes, found 5000"):
         unpack(pack, tmp_path / "out")
     with pytest.raises(RuntimeFailure, match=r"expected room for \d+ bytes, found 5000"):

@@ -276,7 +276,11 @@ def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch)
         client = listener._Client(connection)
         reader.sendall(b"hello\nagain\n")
         client.read()
-        client.answer_one(lambda line, send: send(bytes(1 << 24)))
+
+        def answer(line: object, send: Callable[[bytes], object]) -> None:
+            send(bytes(1 << 24))
+
+        client.answer_one(answer)
         assert not client.has_line, "nobody is there for the other line"
         assert not client.goes_on()
         assert connection.fileno() == -1
