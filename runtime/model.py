@@ -47,7 +47,7 @@ def open_bundle(
         threads: threads that compute; None for one per big core available.
         max_context: tokens a context may hold; None for as many as the model can read.
         max_memory: bytes this process may take for itself, beside the mapped weights; without
-            ``max_context``, a context may hold as many tokens as fit into that.
+            ``max_context``, a context may hold as many tokens as one alone fits into that.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -30,26 +31,38 @@ def project() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the sources: building leaves files in the tree."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources: building leaves files in the tree."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     built = shutil.ignore_patterns("__pycache__", "*.so")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=built)
+    return folder
+
+
+def build_wheel(sources: Path, target: str, **settings: str) -> Path:
+    shutil.rmtree(sources / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    command += ["--no-index", "--quiet", "--wheel-dir", "out", "."]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command += ["--no-index", "--quiet", "--wheel-dir", target, "."]
+    environment = os.environ | settings
+    done = subprocess.run(
+        command, cwd=sources, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    (wheel,) = (folder / "out").glob("shoal-*.whl")
+    (wheel,) = (sources / target).glob("shoal-*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
+def wheel(sources: Path) -> Path:
+    return build_wheel(sources, "out")
+
+
+@pytest.fixture(scope="module")
 def wheel_names(wheel: Path) -> set[str]:
-    with zipfile.ZipFile(wheel) as content:
-        return set(content.namelist())
+    return set(zipfile.ZipFile(wheel).namelist())
 
 
 def has_compiler() -> bool:
@@ -101,6 +114,14 @@ def test_the_wheel_holds_the_kernels_and_their_sources(wheel_names: set[str]) ->
     assert not sources - wheel_names
     # Without a compiler there is none, which `shoal doctor` tells.
     assert ("shoal/runtime/kernels/libshoal_kernels.so" in wheel_names) == has_compiler()
+
+
+def test_a_wheel_fits_every_python_and_names_its_machine(wheel: Path, sources: Path) -> None:
+    machine = f"linux_{platform.machine()}" if has_compiler() else "any"
+    assert wheel.name.endswith(f"-py3-none-{machine}.whl")
+    without = build_wheel(sources, "without", SHOAL_KERNELS="none")
+    assert without.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(without).namelist() if name.endswith(".so")]
 
 
 def test_the_wheel_holds_one_file_outside_shoal(wheel_names: set[str]) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -411,4 +412,25 @@ def test_a_wheel_for_the_device_is_looked_for_before_pip_is_asked(
     command = ["pack", str(fake_bundle.folder), str(tmp_path / "a.pack"), "--wheels", str(wheels)]
     assert main([*command, "--fetch", "aarch64"]) == 1
     assert "for aarch64, found none" in capsys.readouterr().err
+    assert not (tmp_path / "a.pack").exists()
+
+
+def test_pip_that_fails_is_one_line(
+    fake_bundle: FakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pip = tmp_path / "python"
+    pip.write_text("#!/bin/sh\necho 'WARNING: slow' >&2; echo 'ERROR: no such wheel' >&2; exit 1\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr("shoal.runtime.device_wheels.sys.executable", str(pip))
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / f"shoal-{version('shoal')}-py3-none-any.whl").write_bytes(b"wheel")
+    command = ["pack", str(fake_bundle.folder), str(tmp_path / "a.pack"), "--wheels", str(wheels)]
+    assert main([*command, "--fetch", "aarch64", "--python", "3.12"]) == 1
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert progress == ["pack: fetching wheels for aarch64 and Python 3.12"]
+    assert "pip could not fetch all for aarch64 and Python 3.12 (ERROR: no such wheel)" in line
     assert not (tmp_path / "a.pack").exists()
