@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-for-tests
 WORKERS ?= 2
 SOURCES := export graphs runtime tests setup.py
 
@@ -12,11 +13,13 @@ PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint docs kernels bench clean distclean
+.PHONY: help demo test test-arm test-wheels lint docs kernels wheels bench clean distclean
 
 help:
 	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
 	@echo "make test       ruff, mypy and pytest"
+	@echo "make test-arm   the runtime on emulated ARM processors (Debian; needs g++-aarch64-linux-gnu)"
+	@echo "make wheels     wheels for x86-64, aarch64 and any machine, in dist/; make test-wheels runs them"
 	@echo "make lint       ruff and mypy only"
 	@echo "make kernels    build the native kernels anew, after changes to their sources"
 	@echo "make bench      speed and memory beside llama.cpp's, on a model of BENCH='--model lite-mini'"
@@ -33,10 +36,20 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(STAMP)
+test-arm: wheels
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.arm
+
+test-wheels: wheels
+	OMP_NUM_THREADS=1 $(BIN)/python tests/wheels/check.py dist
+
+wheels: $(TEST_STAMP)
+	$(BIN)/python tests/wheels/build.py dist
+
+lint: $(TEST_STAMP)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p shoal.graphs -p shoal.runtime -p shoal.export
+	$(BIN)/mypy tests
 
 docs: $(STAMP)
 	@mkdir -p docs
@@ -47,7 +60,7 @@ kernels: $(STAMP)
 	$(BIN)/python -m shoal.runtime.kernels.build
 
 # Needs cmake for llama.cpp, which is left out without it; `python -m tests.bench --help`.
-bench: $(STAMP)
+bench: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 # setuptools: test_packaging.py builds a wheel without a build environment of its own.
@@ -58,7 +71,12 @@ $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[export]"
+	@touch $@
+
+# What only tests need: not by its path, as shoal is there already and need not be built again.
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet "shoal[dev]"
 	@touch $@
 
 clean:

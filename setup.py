@@ -1,15 +1,18 @@
 """Builds the native kernels during installation; everything else is in pyproject.toml.
 
 The extension is optional: without a C++ compiler the installation goes on and runs the portable
-form of the ops, which `shoal doctor` says.
+form of the ops, which `shoal doctor` says. ``CXX`` names another compiler, a cross compiler too;
+``SHOAL_KERNELS=none`` leaves the kernels out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -37,7 +40,21 @@ class BuildKernels(build_ext):
             raise CompileError(str(error)) from error
 
 
+class BuildWheel(bdist_wheel):
+    """Tags a wheel by the processor its library is for, whatever Python and machine built it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3; ``any`` machine if there is no library."""
+        built = Path(self.get_finalized_command("build").build_lib)
+        library = built / "shoal" / "runtime" / "kernels" / kernel_build.LIBRARY_NAME
+        machine = kernel_build.library_machine(library) if library.is_file() else None
+        return "py3", "none", f"linux_{machine}" if machine else "any"
+
+
+with_kernels = os.environ.get("SHOAL_KERNELS") != "none"
 setup(
-    ext_modules=[Extension("shoal.runtime.kernels.libshoal_kernels", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[Extension("shoal.runtime.kernels.libshoal_kernels", sources=[], optional=True)]
+    if with_kernels
+    else [],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": BuildWheel},
 )

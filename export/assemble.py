@@ -24,6 +24,7 @@ from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
 from shoal.graphs.passes.quantize_weights import quantize_weights
 from shoal.graphs.passes.weights import WeightPlan, place_weights
+from shoal.graphs.recipes import Recipe, WeightFormat
 
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
@@ -35,37 +36,37 @@ class Graphs:
     Attributes:
         models: ONNX models by role (decoder, head, mtp).
         plan: where each tensor goes in weights.bin, in writing order.
-        block_sizes: of the int8 weights, by parameter name.
+        formats: of the weights that are not float32, by parameter name.
     """
 
     models: dict[str, onnx.ModelProto]
     plan: WeightPlan
-    block_sizes: dict[str, int]
+    formats: dict[str, WeightFormat]
 
 
-def build_graphs(config: ModelConfig, *, num_mtp_layers: int, block_size: int | None) -> Graphs:
+def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | None) -> Graphs:
     """Build every graph of the bundle for ``config``.
 
     Args:
         config: of the checkpoint.
         num_mtp_layers: 1 to build mtp.onnx, else 0.
-        block_size: weights per int8 scale, or None to keep all weights float32.
+        recipe: how to store weights, or None to keep them all float32.
     """
     templates = _Templates(config)
     assemblies = {"decoder": _decoder(config, templates), "head": _head(config, templates)}
     if num_mtp_layers:
         assemblies["mtp"] = _mtp(config, templates)
     plan = WeightPlan()
-    block_sizes: dict[str, int] = {}
+    formats: dict[str, WeightFormat] = {}
     models = {}
     for role, assembly in assemblies.items():
         model = assembly.model([], doc=f"shoal {role} graph of a {config.model_type} model")
-        if block_size is not None:
-            block_sizes |= quantize_weights(model, block_size)
+        if recipe is not None:
+            formats |= quantize_weights(model, recipe)
         place_weights(model, plan)
         _add_functions(model)
         models[role] = ir.to_proto(model)
-    return Graphs(models=models, plan=plan, block_sizes=block_sizes)
+    return Graphs(models=models, plan=plan, formats=formats)
 
 
 def _add_functions(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from shoal.export.pipeline import TextChoice, open_model, small_files
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
+from shoal.graphs.recipes import choose_recipe
 
 
 def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]
     choice = TextChoice(
         wanted=not args.no_fidelity, path=args.fidelity_text, num_tokens=args.fidelity_tokens
     )
-    block_size = args.block_size if args.weights == "int8" else None
-    model = open_model(checkpoint, block_size, choice)
+    recipe = choose_recipe(args.weights, args.block_size)
+    model = open_model(checkpoint, recipe, choice)
     config, plan = model.config, model.graphs.plan
     contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}

@@ -15,10 +15,10 @@ from typing import Any
 from shoal.export.manifest import token_share
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.opening import open_weights, read_config
-from shoal.export.pipeline import DEFAULT_BLOCK_SIZE
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 from shoal.graphs.manifest import TensorInfo
+from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES, Recipe
 
 _FLOAT_BYTES = 4
 _ROUTER = ".mlp.gate.weight"  # stays float32: a changed choice of expert is no rounding error
@@ -44,7 +44,7 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
     _, config = read_config(folder)
     checkpoint = open_weights(folder, config)
     parameters = parameter_sources(config, checkpoint)
-    int8, fp32 = planned_tensors(parameters, DEFAULT_BLOCK_SIZE), planned_tensors(parameters, None)
+    int8, fp32 = (planned_tensors(parameters, recipe) for recipe in (RECIPES[DEFAULT_RECIPE], None))
     token_bytes = cache_token_bytes(
         config.kv_lora_rank, config.qk_rope_head_dim, config.num_hidden_layers
     )
@@ -77,20 +77,20 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
     }
 
 
-def planned_tensors(parameters: ParameterSources, block_size: int | None) -> dict[str, TensorInfo]:
+def planned_tensors(parameters: ParameterSources, recipe: Recipe | None) -> dict[str, TensorInfo]:
     """The tensors a bundle would hold, without padding between them.
 
     Args:
         parameters: of the checkpoint.
-        block_size: weights per scale, None for a float32 bundle.
+        recipe: of the bundle, None for a float32 one.
     """
     tensors = {}
     for name, source in parameters.sources.items():
         count = math.prod(source.shape)
-        if block_size is None or len(source.shape) == 1 or name.endswith(_ROUTER):
+        if recipe is None or len(source.shape) == 1 or name.endswith(_ROUTER):
             tensors[name] = _tensor("float32", source.shape, count * _FLOAT_BYTES)
         else:
-            scales = count // block_size
+            scales = count // recipe.format_of(name).block_size
             tensors[name] = _tensor("uint8", source.shape, count)
             tensors[f"{name}_scales"] = _tensor("float32", (scales,), scales * _FLOAT_BYTES)
     return tensors

@@ -22,6 +22,7 @@ from torch import Tensor
 from shoal.export.checkpoint import Checkpoint
 from shoal.graphs.errors import ExportError
 from shoal.graphs.passes.weights import WeightPlan
+from shoal.graphs.recipes import WeightFormat
 
 JOURNAL_FILE = "journal.safetensors"
 
@@ -105,7 +106,7 @@ def fingerprint(
     checkpoint: Checkpoint,
     raw_config: dict[str, Any],
     plan: WeightPlan,
-    block_sizes: dict[str, int],
+    formats: dict[str, WeightFormat],
     ids_BT: Tensor | None,
 ) -> str:
     """Changes with everything that the bytes of the bundle depend on."""
@@ -114,7 +115,7 @@ def fingerprint(
         version("shoal"),
         raw_config,
         {name: asdict(info) for name, info in plan.tensors.items()},
-        block_sizes,
+        {name: asdict(stored) for name, stored in formats.items()},
         None if ids_BT is None else ids_BT.tolist(),
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     ]

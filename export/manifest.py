@@ -12,6 +12,7 @@ from shoal.export.special_tokens import SpecialTokens
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
+from shoal.graphs.recipes import WeightFormat
 
 
 def build_manifest(
@@ -21,6 +22,7 @@ def build_manifest(
     special_tokens: SpecialTokens,
     num_mtp_layers: int,
     weights: str,
+    formats: dict[str, WeightFormat],
     plan: WeightPlan,
     graphs: dict[str, str],
     files: dict[str, FileInfo],
@@ -33,6 +35,7 @@ def build_manifest(
     return Manifest(
         shoal_version=version("shoal"),
         weights=weights,
+        formats=formats,
         model=ModelInfo(
             model_type=config.model_type,
             vocab_size=config.vocab_size,

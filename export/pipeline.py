@@ -34,8 +34,14 @@ from shoal.export.weights import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
+from shoal.graphs.recipes import (
+    DEFAULT_RECIPE,
+    Recipe,
+    WeightFormat,
+    choose_recipe,
+    weight_kind,
+)
 
-DEFAULT_BLOCK_SIZE = 128
 DEFAULT_FIDELITY_TOKENS = 2048
 
 
@@ -84,8 +90,8 @@ def export_bundle(
     checkpoint: Path,
     bundle: Path,
     *,
-    weights: str = "int8",
-    block_size: int = DEFAULT_BLOCK_SIZE,
+    weights: str = DEFAULT_RECIPE,
+    block_size: int | None = None,
     force: bool = False,
     resume: bool = False,
     fidelity: bool = True,
@@ -98,8 +104,8 @@ def export_bundle(
     Args:
         checkpoint: folder with config.json, *.safetensors and tokenizer files, or a GGUF file.
         bundle: folder to make; appears complete or not at all.
-        weights: "int8" or "fp32".
-        block_size: weights per int8 scale, a power of two from 16 to 256.
+        weights: a recipe of graphs/recipes.py, or "fp32".
+        block_size: 8-bit weights per scale, 16 to 256, instead of the recipe's choice.
         force: replace a bundle that is there already.
         resume: continue an export that was stopped; the result is that of an uninterrupted one.
         fidelity: measure KL divergence and agreement of the int8 weights on the way.
@@ -113,10 +119,11 @@ def export_bundle(
         ExportError: the bundle cannot be written.
     """
     start = time.monotonic()
+    recipe = choose_recipe(weights, block_size)
     with replaced_folder(bundle, force=force, keep=resume) as work:
         model = open_model(
             checkpoint,
-            block_size if weights == "int8" else None,
+            recipe,
             TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
         )
         files, measured = _write_files(bundle, work, model, resume, progress)
@@ -127,6 +134,7 @@ def export_bundle(
             special_tokens=model.special_tokens,
             num_mtp_layers=model.parameters.num_mtp_layers,
             weights=weights,
+            formats=used_formats(recipe, model.graphs),
             plan=model.graphs.plan,
             graphs={role: GRAPH_FILES[role] for role in model.graphs.models},
             files=files,
@@ -154,7 +162,7 @@ def _write_files(
     ids_BT = None if text is None else text.ids_BT
     journal = Journal(
         work,
-        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.block_sizes, ids_BT),
+        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.formats, ids_BT),
     )
     point = journal.read() if resume else None
     position = 0 if point is None else point.position
@@ -180,17 +188,17 @@ def _write_files(
     return files, measured
 
 
-def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> ExportModel:
+def open_model(folder: Path, recipe: Recipe | None, choice: TextChoice) -> ExportModel:
     """Everything of a checkpoint but its weights; what is quick to check is checked first."""
     raw_config, config = read_config(folder)
     checkpoint = open_weights(folder, config)
     parameters = parameter_sources(config, checkpoint)
     tokenizer, special_tokens = open_tokenizer(folder, raw_config, config.vocab_size)
     text, notes = None, (*parameters.notes, *_rope_notes(config))
-    if choice.wanted and block_size is not None:
+    if choice.wanted and recipe is not None:
         text, text_notes = _text(folder, tokenizer, config, choice)
         notes = (*notes, *text_notes)
-    graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, block_size=block_size)
+    graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, recipe=recipe)
     return ExportModel(
         config=config,
         raw_config=raw_config,
@@ -204,6 +212,14 @@ def open_model(folder: Path, block_size: int | None, choice: TextChoice) -> Expo
     )
 
 
+def used_formats(recipe: Recipe | None, graphs: Graphs) -> dict[str, WeightFormat]:
+    """The formats of the kinds of weights that there are."""
+    if recipe is None:
+        return {}
+    found = {weight_kind(name) for name in graphs.formats}
+    return {kind: form for kind, form in recipe.formats.items() if kind in found}
+
+
 def transfer_of(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
     """The pass over all weights of ``model`` into ``sink``."""
     return Transfer(
@@ -211,7 +227,7 @@ def transfer_of(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
         model.checkpoint,
         model.parameters.sources,
         model.graphs.plan,
-        model.graphs.block_sizes,
+        model.graphs.formats,
         sink,
         model.text,
     )

@@ -23,6 +23,7 @@ from shoal.export.model.layers import Linear, RMSNorm, SwiGLU
 from shoal.export.model.moe import MoE
 from shoal.export.model.rope import RotaryEmbedding
 from shoal.export.model.transformer import DecoderLayer
+from shoal.graphs.recipes import WeightFormat
 
 Weights = dict[str, Tensor]
 Each = Callable[[int, Tensor, Tensor], None]
@@ -40,9 +41,11 @@ class TwoStreams:
         expert_ids: [2B,T,K] for each layer with experts passed, in order.
     """
 
-    def __init__(self, config: ModelConfig, block_sizes: dict[str, int], ids_BT: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, formats: dict[str, WeightFormat], ids_BT: Tensor
+    ) -> None:
         self._config = config
-        self._block_sizes = block_sizes
+        self._formats = formats
         self.ids_BT = ids_BT
         self.expert_ids: list[Tensor] = []
         b, t = ids_BT.shape
@@ -98,7 +101,7 @@ class TwoStreams:
         self.expert_ids.append(ids)
         beside = module.mlp.beside(x, ids, self._expert_weights)
         self._contribution = torch.zeros_like(x) if beside is None else beside
-        self._expert_block = self._block_sizes.get(f"layers.{layer}.mlp.experts.gate_up")
+        self._expert_format = self._formats.get(f"layers.{layer}.mlp.experts.gate_up")
         self._expert_input = x
         self._quantize_served(x)
         self._activated: list[list[Tensor]] = []
@@ -110,8 +113,7 @@ class TwoStreams:
             for x, ids, weight in zip(*self._expert_halves(), pair, strict=True):
                 gate_up = x[(ids == expert).any(-1)] @ weight.T
                 activated.append(nn.functional.silu(gate_up[..., 0::2]) * gate_up[..., 1::2])
-            if self._expert_block is not None:
-                activated[1] = ops.fake_quantize(activated[1], self._expert_block)
+            activated[1] = _rounded(activated[1], self._expert_format)
             self._activated.append(activated)
 
     def expert_down(self, start: int, rows: Tensor, served: Tensor) -> None:
@@ -140,10 +142,10 @@ class TwoStreams:
         module = RMSNorm(self._config.hidden_size, self._config.rms_norm_eps)
         module.weight = nn.Parameter(norm, requires_grad=False)
         name = "embed_tokens" if self._config.tie_word_embeddings else "lm_head"
-        block_size = self._block_sizes.get(f"{name}.weight")
+        stored = self._formats.get(f"{name}.weight")
         reference, served = self._halves(module(self._hidden))
         reference, served = reference.flatten(0, 1), served.flatten(0, 1)
-        return reference, served if block_size is None else ops.fake_quantize(served, block_size)
+        return reference, _rounded(served, stored)
 
     def _expert_halves(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         return self._halves(self._expert_input), self._halves(self.expert_ids[-1])
@@ -152,19 +154,18 @@ class TwoStreams:
         return x[: self._num_windows], x[self._num_windows :]
 
     def _quantize_served(self, x: Tensor) -> None:
-        if self._expert_block is not None:
-            served = self._halves(x)[1]
-            served.copy_(ops.fake_quantize(served, self._expert_block))
+        served = self._halves(x)[1]
+        served.copy_(_rounded(served, self._expert_format))
 
     def _module(self, layer: int, reference: Weights, served: Weights, pull: Pull) -> DecoderLayer:
         with torch.device("meta"):
             module = DecoderLayer(self._config, is_moe=self._config.is_moe_layer(layer))
         for name, part in list(module.named_modules()):
             if isinstance(part, Linear):
-                block_size = self._block_sizes.get(f"layers.{layer}.{name}.weight")
+                stored = self._formats.get(f"layers.{layer}.{name}.weight")
                 rows = partial(pull, f"{name}.weight")
                 parent, _, child = name.rpartition(".")
-                setattr(module.get_submodule(parent), child, PulledLinear(part, rows, block_size))
+                setattr(module.get_submodule(parent), child, PulledLinear(part, rows, stored))
         for name, part in list(module.named_modules()):
             if isinstance(part, SwiGLU):
                 parent, _, child = name.rpartition(".")
@@ -180,13 +181,13 @@ class PulledLinear(nn.Module):
     """A linear map of both streams at once, which pulls its matrix when it is applied."""
 
     def __init__(
-        self, like: Linear, rows: Callable[[Each], None], activation_block_size: int | None
+        self, like: Linear, rows: Callable[[Each], None], stored: WeightFormat | None
     ) -> None:
         super().__init__()
         self.bias = like.bias
         self._num_outputs = like.weight.shape[0]
         self._rows = rows
-        self._activation_block_size = activation_block_size
+        self._stored = stored
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [2B,T,K] to [2B,T,N]."""
@@ -214,8 +215,7 @@ class PulledLinear(nn.Module):
 
     def _pull(self, x: Tensor, put: Callable[[slice, Tensor, Tensor], None]) -> None:
         reference, served = x.chunk(2)
-        if self._activation_block_size is not None:
-            served = ops.fake_quantize(served, self._activation_block_size)
+        served = _rounded(served, self._stored)
         self._rows(
             lambda start, rows, served_rows: put(
                 slice(start, start + len(rows)), reference @ rows.T, served @ served_rows.T
@@ -236,6 +236,13 @@ class PulledSwiGLU(nn.Module):
         assert isinstance(self.up_proj, PulledLinear), "linear maps are replaced first"
         y: Tensor = self.down_proj(self.up_proj.multiply(inner, x))
         return y
+
+
+def _rounded(x: Tensor, stored: WeightFormat | None) -> Tensor:
+    """``x`` as the op sees it whose weight is stored so, None for float32."""
+    if stored is None:
+        return x
+    return ops.fake_quantize(x, stored.block_size, stored.input_terms)
 
 
 def _attend_by_window(

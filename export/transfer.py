@@ -33,6 +33,7 @@ from shoal.export.weights import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.recipes import WeightFormat
 
 Note = Callable[[dict[str, Tensor]], None]
 """Called when a layer is done, with the state of the fidelity text."""
@@ -82,7 +83,7 @@ class Transfer:
         checkpoint: Checkpoint,
         sources: dict[str, Source],
         plan: WeightPlan,
-        block_sizes: dict[str, int],
+        formats: dict[str, WeightFormat],
         sink: WeightSink,
         text: FidelityText | None,
     ) -> None:
@@ -90,7 +91,7 @@ class Transfer:
         self._checkpoint = checkpoint
         self._sources = sources
         self._plan = plan
-        self._block_sizes = block_sizes
+        self._formats = formats
         self._sink = sink
         self._text = text
         self._workers = os.cpu_count() or 1
@@ -125,7 +126,7 @@ class Transfer:
     def _run_measured(
         self, text: FidelityText, resume: ResumePoint | None, note: Note
     ) -> Fidelity | None:
-        streams = TwoStreams(self._config, self._block_sizes, text.ids_BT)
+        streams = TwoStreams(self._config, self._formats, text.ids_BT)
         if resume is not None:
             streams.restore(resume.streams)
         comparison: HeadComparison | None = None
@@ -222,13 +223,13 @@ class Transfer:
     def _prepare(self, name: str, start: int, stop: int, with_served: bool) -> _Chunk:
         with torch.inference_mode():  # holds for one thread
             weight = self._sources[name].load_rows(self._checkpoint, start, stop)
-            block_size = self._block_sizes.get(name)
-            if block_size is None:
+            stored = self._formats.get(name)
+            if stored is None:
                 encoded: NDArray[np.generic] = weight.numpy()
                 return _Chunk(
                     start=start, weight=weight, served=weight, encoded=encoded, scales=None
                 )
-            codes, scales = quantize_blocks(weight.numpy(), block_size)
+            codes, scales = quantize_blocks(weight.numpy(), stored.block_size)
             served = weight
             if with_served:
                 served = torch.from_numpy(dequantize_blocks(codes, scales))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from shoal.export.weights import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest
-from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
-from shoal.graphs.quantize import BLOCK_SIZES
+from shoal.graphs.recipes import FLOAT32, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def verify_against_checkpoint(
             "name the right one or export it again"
         )
     choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
-    model = open_model(checkpoint, _block_size_of(manifest, bundle), choice)
+    model = open_model(checkpoint, _recipe_of(manifest), choice)
     files = small_files(model)
     differing = [
         name
@@ -97,19 +95,8 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _block_size_of(manifest: Manifest, bundle: Path) -> int | None:
-    """The block size a bundle was exported with, read off the shapes of its scales."""
-    if manifest.weights != "int8":
+def _recipe_of(manifest: Manifest) -> Recipe | None:
+    """How a bundle says its weights are stored."""
+    if manifest.weights == FLOAT32:
         return None
-    sizes = {
-        math.prod(manifest.tensors[name].shape) // math.prod(info.shape)
-        for name, info in (
-            (key.removesuffix(SCALES_SUFFIX), value)
-            for key, value in manifest.tensors.items()
-            if key.endswith(SCALES_SUFFIX)
-        )
-        if name in manifest.tensors
-    }
-    if not sizes or max(sizes) not in BLOCK_SIZES:
-        raise ExportError(f"{bundle}: has no int8 weights of shoal's block sizes; export it again")
-    return max(sizes)
+    return Recipe(name=manifest.weights, meaning="", formats=manifest.formats)

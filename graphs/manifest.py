@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoal.graphs.contract import FORMAT_VERSION, OP_SET_VERSION
+from shoal.graphs.recipes import WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     op_set_version: int = OP_SET_VERSION
     shoal_version: str
-    weights: str  # "int8" or "fp32"
+    weights: str  # name of a recipe, or "fp32"; see recipes.py
     model: ModelInfo
     graphs: dict[str, str]  # role (decoder, head, mtp) -> file name
     files: dict[str, FileInfo]  # every file but the manifest itself
@@ -70,6 +71,7 @@ class Manifest:
     token_read_bytes: int  # bytes of weights.bin that one decoded token reads
     config: dict[str, Any]  # the checkpoint's config.json, as it was
     fidelity: dict[str, Any] | None = None  # see export/fidelity.py
+    formats: dict[str, WeightFormat] = field(default_factory=dict)  # by kind of weight
     notes: tuple[str, ...] = field(default=())  # what the exporter wants the user to know
 
     def to_json(self) -> str:

@@ -21,6 +21,7 @@ from shoal.graphs.contract import (
 )
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
+from shoal.graphs.recipes import BLOCK_SIZES, KINDS, WEIGHT_CHOICES, WeightFormat
 
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""
@@ -159,6 +160,12 @@ class _Fields:
             self.refuse(key, f"an integer in {low}..{high}", value)
         return int(value)
 
+    def choice(self, key: str, choices: tuple[int, ...]) -> int:
+        value = self.take(key)
+        if not _is_integer(value) or value not in choices:
+            self.refuse(key, "one of " + ", ".join(map(str, choices)), value)
+        return int(value)
+
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
         values = self.take(key)
         if not isinstance(values, list) or len(values) > _MAX_LIST:
@@ -190,11 +197,12 @@ def _read_manifest(fields: _Fields) -> Manifest:
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         fields.refuse("notes", "a list of texts", notes)
     fidelity = fields.take("fidelity")
+    weights = fields.text("weights", WEIGHT_CHOICES)
     manifest = Manifest(
         format_version=fields.take("format_version"),
         op_set_version=fields.take("op_set_version"),
         shoal_version=fields.text("shoal_version"),
-        weights=fields.text("weights", ("int8", "fp32")),
+        weights=weights,
         model=_read_model(fields.fields("model")),
         graphs=_read_graphs(fields.fields("graphs"), files),
         files=files,
@@ -204,12 +212,28 @@ def _read_manifest(fields: _Fields) -> Manifest:
         fidelity=None
         if fidelity is None
         else _Fields(fidelity, f"{fields.where}: fidelity").content,
+        formats=_read_formats(fields.fields("formats")),
         notes=tuple(notes),
     )
     fields.end()
     if ("mtp" in manifest.graphs) != (manifest.model.num_mtp_layers > 0):
         fields.refuse("graphs", "with an mtp graph exactly if num_mtp_layers is 1", manifest.graphs)
     return manifest
+
+
+def _read_formats(fields: _Fields) -> dict[str, WeightFormat]:
+    formats = {}
+    for kind in list(fields.content):
+        if kind not in KINDS:
+            fields.refuse("a kind of weight", "one of " + ", ".join(KINDS), kind)
+        entry = fields.fields(kind)
+        formats[kind] = WeightFormat(
+            bits=entry.choice("bits", (4, 8)),
+            block_size=entry.choice("block_size", BLOCK_SIZES),
+            input_terms=entry.choice("input_terms", (1, 2)),
+        )
+        entry.end()
+    return formats
 
 
 def _read_model(fields: _Fields) -> ModelInfo:

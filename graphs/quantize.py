@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.graphs.errors import ExportError
+from shoal.graphs.recipes import BLOCK_SIZES
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 ZERO_POINT = 128
 LARGEST_CODE = 127
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 _STRIP_VALUES = 1 << 17  # work in strips of 512 KiB of float32: they stay in the cache
 _SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it 1 / scale could overflow

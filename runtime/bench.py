@@ -18,6 +18,7 @@ from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.board import read_condition
 from shoal.runtime.context import Context
 from shoal.runtime.inspect import bundle_cache_token_bytes
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine import read_cpu
 from shoal.runtime.memory import ResidentMemory, read_resident
 from shoal.runtime.model import Model, open_bundle
@@ -184,11 +185,14 @@ def _resident(memory: ResidentMemory | None) -> dict[str, int | None]:
 
 
 def _describe(args: argparse.Namespace, model: Model, load_s: float) -> dict[str, Any]:
-    cpu = read_cpu()
+    cpu, library, isa = read_cpu(), find_library(), None
+    if model.kernels == "native" and isinstance(library, KernelLibrary):
+        isa = library.isa
     return {
         "bundle": str(args.bundle),
         "weights": model.manifest.weights,
         "kernels": model.kernels,
+        "isa": isa,
         "threads": model.threads,
         "cpu": cpu.model,
         "cpu_features": list(cpu.features),
@@ -202,11 +206,12 @@ def _describe(args: argparse.Namespace, model: Model, load_s: float) -> dict[str
 
 def _write_report(report: dict[str, Any]) -> None:
     features = " ".join(report["cpu_features"])
+    isa = f" ({report['isa']})" if report["isa"] else ""
     write_pairs(
         report["bundle"],
         [
             ("machine", f"{report['cpu']} ({features}), {report['threads']} threads"),
-            ("form", f"{report['weights']} weights, {report['kernels']} kernels"),
+            ("form", f"{report['weights']} weights, {report['kernels']} kernels{isa}"),
             ("opened in", f"{report['load_ms']:.0f} ms"),
             ("weights read per token", format_bytes(report["token_read_bytes"])),
             ("cache per token", format_bytes(report["cache_token_bytes"])),

@@ -36,6 +36,8 @@ RUNTIME_COMMANDS = {
     "inspect": ("shoal.runtime.inspect", "inspect_command"),
     "eval": ("shoal.runtime.eval_command", "eval_command"),
     "bench": ("shoal.runtime.bench", "bench_command"),
+    "pack": ("shoal.runtime.pack_command", "pack_command"),
+    "unpack": ("shoal.runtime.pack_command", "unpack_command"),
     "doctor": ("shoal.runtime.doctor", "doctor_command"),
 }
 EXPORT_COMMANDS = {

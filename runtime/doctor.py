@@ -13,12 +13,13 @@ from typing import Any
 
 from shoal.graphs.errors import ShoalError
 from shoal.graphs.manifest import Manifest
+from shoal.graphs.recipes import DEFAULT_RECIPE, FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
 from shoal.runtime.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine import Cpu, default_threads, read_cpu
-from shoal.runtime.memory import read_memory
+from shoal.runtime.memory import FREE_MEMORY, read_memory
 from shoal.runtime.op_forms import op_forms
 from shoal.runtime.report import (
     format_bytes,
@@ -52,7 +53,8 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
     cpu, memory = read_cpu(), read_memory()
     versions = {name: package_version(name) for name in (*_PACKAGES, *_EXTRA_PACKAGES)}
     errors = installation_errors(versions["onnxruntime"])
-    slow = machine_warnings(cpu)
+    library = find_library()
+    slow = machine_warnings(cpu, has_native=isinstance(library, KernelLibrary))
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -62,14 +64,14 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
         "memory": asdict(memory) if memory else None,
         "bundle": None,
     }
-    weights = "int8"
+    weights = DEFAULT_RECIPE
     if folder is not None and not errors:
         try:
             report["bundle"] = check_bundle(folder, slow)
             weights = report["bundle"]["weights"]
         except ShoalError as error:
             errors.append(str(error))
-    ops = [asdict(form) for form in op_forms(weights, cpu, find_library())]
+    ops = [asdict(form) for form in op_forms(weights, cpu, library)]
     return report | {"ops": ops, "errors": errors, "warnings": slow, "ok": not errors}
 
 
@@ -94,14 +96,21 @@ def installation_errors(onnxruntime_version: str | None) -> list[str]:
     return errors
 
 
-def machine_warnings(cpu: Cpu) -> list[str]:
-    """What makes this machine slower than it could be."""
+def machine_warnings(cpu: Cpu, *, has_native: bool) -> list[str]:
+    """What makes this machine slower than it could be.
+
+    Args:
+        cpu: its processor.
+        has_native: native kernels are installed.
+    """
     slow = []
     is_arm = cpu.architecture in ("aarch64", "arm64")
-    if is_arm and "asimddp" not in cpu.features and platform.system() == "Linux":
+    has_dot_product = "asimddp" in cpu.features or platform.system() != "Linux"
+    if is_arm and not has_dot_product and not has_native:
         slow.append(
-            "this ARM processor has no dot product instructions (asimddp): int8 weights are "
-            "converted to float32 for every product; use a newer board (Raspberry Pi 5 has them)"
+            "this ARM processor has no dot product instructions (asimddp), without which portable "
+            "kernels convert int8 weights to float32 for every product; install native kernels or "
+            "use a newer board (Raspberry Pi 5 has them)"
         )
     if cpu.architecture in ("x86_64", "AMD64") and "avx2" not in cpu.features:
         slow.append(
@@ -145,7 +154,7 @@ def check_bundle(folder: Path, found_warnings: list[str]) -> dict[str, Any]:
 
 def _forms(manifest: Manifest) -> list[Form]:
     """The forms that can run here, the one that is taken first."""
-    has_native = manifest.weights == "int8" and isinstance(find_library(), KernelLibrary)
+    has_native = manifest.weights != FLOAT32 and isinstance(find_library(), KernelLibrary)
     return ["native", "portable"] if has_native else ["portable"]
 
 
@@ -209,7 +218,7 @@ def _machine_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if memory:
         free = format_bytes(memory["available_bytes"])
         rows.append(("memory", f"{format_bytes(memory['total_bytes'])}, {free} available"))
-        if memory["limited_by"] != "free memory":
+        if memory["limited_by"] != FREE_MEMORY:
             rows[-1] = (rows[-1][0], f"{rows[-1][1]} ({memory['limited_by']})")
         if memory["limit_bytes"] is not None:
             rows.append(("memory limit", f"{format_bytes(memory['limit_bytes'])} (control group)"))

@@ -21,7 +21,15 @@ from typing import Literal
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, mapped_weight_bytes
 from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
-from shoal.runtime.memory import Memory, ResidentMemory, read_memory, read_resident
+from shoal.graphs.recipes import FLOAT32
+from shoal.runtime.memory import (
+    FREE_MEMORY,
+    GROUP_LIMIT,
+    Memory,
+    ResidentMemory,
+    read_memory,
+    read_resident,
+)
 from shoal.runtime.step import LARGEST_CHUNK, SCORE_BYTES, SMALLEST_CHUNK
 from shoal.runtime.units import format_bytes
 
@@ -165,7 +173,7 @@ def choose_context(
 
 def native_advice(manifest: Manifest, form: Form) -> str:
     """What to say to those whose portable form does not fit, empty if nothing else would."""
-    if form == "native" or manifest.weights != "int8":
+    if form == "native" or manifest.weights == FLOAT32:
         return ""
     needed = bundle_need(manifest, "native").anonymous_bytes(SMALLEST_CONTEXT)
     return (
@@ -248,7 +256,7 @@ def fit_warnings(where: str, need: Need, room: Room, tokens: int) -> list[str]:
             f"{where}: {format_bytes(-left)} of it will lie in swap, which is slow; free memory or "
             "use a shorter context"
         ]
-    if need.mapped_bytes > left and room.limited_by != _BUDGET:
+    if need.mapped_bytes > left and room.limited_by in (FREE_MEMORY, GROUP_LIMIT):
         return [
             f"{where}: its weights ({format_bytes(need.mapped_bytes)}) are more than the memory "
             f"left for them ({format_bytes(left)}), so parts of them come from the disk again and "

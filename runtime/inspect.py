@@ -9,6 +9,7 @@ from typing import Any
 from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest, ModelInfo
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.fit import Form, bundle_need
 from shoal.runtime.report import (
@@ -73,7 +74,7 @@ def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
         weights, with native kernels, which leave the weights in the mapped file.
     """
     forms: tuple[Form, ...] = (
-        ("native", "portable") if manifest.weights == "int8" else ("portable",)
+        ("portable",) if manifest.weights == FLOAT32 else ("native", "portable")
     )
     needs = [bundle_need(manifest, form) for form in forms]
     return [

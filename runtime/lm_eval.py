@@ -21,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from shoal.graphs.errors import InputError, ShoalError
+from shoal.runtime.evaluation.metrics import log_softmax
 from shoal.runtime.model import open_bundle
 
 if TYPE_CHECKING:
@@ -211,9 +212,7 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
         read = [*context_ids, *ids][-self.max_length - 1 : -1]
         total, is_greedy = 0.0, True
         for logits_TW, wanted_T in self._logits(read, ids):
-            rows, largest_T = np.arange(len(wanted_T)), logits_TW.max(axis=1)
-            sums_T = np.exp(logits_TW - largest_T[:, None]).sum(axis=1, dtype=np.float64)
-            total += float((logits_TW[rows, wanted_T] - largest_T - np.log(sums_T)).sum())
+            total += float(log_softmax(logits_TW)[np.arange(len(wanted_T)), wanted_T].sum())
             is_greedy &= bool((logits_TW.argmax(axis=1) == wanted_T).all())
         return total, is_greedy
 

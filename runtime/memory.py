@@ -11,6 +11,10 @@ from pathlib import Path
 
 from shoal.runtime.system_files import CGROUPS, PROC, group_folders, read_text
 
+FREE_MEMORY = "free memory"
+GROUP_LIMIT = "the limit of the control group"
+"""What can limit memory that mapped files share; the other limits are of this process."""
+
 _UNLIMITED_BYTES = 1 << 60  # version 1 control groups write a number near 2**63 for "no limit"
 
 
@@ -21,7 +25,7 @@ class Memory:
     total_bytes: int  # of the machine
     available_bytes: int  # what may still be used, every limit respected; no swap
     limit_bytes: int | None = None  # limit of the control group, None without one
-    limited_by: str = "free memory"  # what the available bytes are, or the limit that is tighter
+    limited_by: str = FREE_MEMORY  # what the available bytes are, or the limit that is tighter
     swap_bytes: int = 0  # free swap: usable, but a model that lies there crawls
     address_space_bytes: int | None = None  # left of ulimit -v, which mapped files count for too
 
@@ -44,10 +48,10 @@ def read_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:
     fields = _kilobyte_fields(read_text(proc / "meminfo"))
     if "MemTotal" not in fields:
         return None
-    left = {"free memory": fields.get("MemAvailable", fields.get("MemFree", 0))}
+    left = {FREE_MEMORY: fields.get("MemAvailable", fields.get("MemFree", 0))}
     group = _group_limit(proc, cgroups)
     if group is not None:
-        left["the limit of the control group"] = max(0, group[0] - group[1])
+        left[GROUP_LIMIT] = max(0, group[0] - group[1])
     status = _kilobyte_fields(read_text(proc / "self" / "status"))
     address_space = _process_limit(proc, "Max address space", status.get("VmSize", 0))
     if address_space is not None:
@@ -59,7 +63,7 @@ def read_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory | None:
     return Memory(
         total_bytes=fields["MemTotal"],
         available_bytes=left[limited_by],
-        swap_bytes=fields.get("SwapFree", 0) if limited_by == "free memory" else 0,
+        swap_bytes=fields.get("SwapFree", 0) if limited_by == FREE_MEMORY else 0,
         limited_by=limited_by,
         limit_bytes=group[0] if group else None,
         address_space_bytes=address_space,

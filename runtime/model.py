@@ -8,14 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.graphs.contract import (
-    cache_input,
-    cache_output,
-    expert_ids_output,
-    expert_weights_output,
-)
-from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.graphs.manifest import Manifest, ModelInfo, checksum
+from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.manifest import Manifest, checksum
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -23,9 +18,10 @@ from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.generate import GenerateOptions, Generation
+from shoal.runtime.graph_check import check_graphs, check_mtp
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
-from shoal.runtime.session import GraphSession, Kernels, Port, SessionSettings, choose_settings
+from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
 from shoal.runtime.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.step import FloatArray, Routing
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
@@ -33,8 +29,6 @@ from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, 
 
 if TYPE_CHECKING:
     from shoal.runtime.chat import ChatTemplate, Message
-
-_EMBEDDING = "embed_tokens.weight"
 
 
 def open_bundle(
@@ -53,7 +47,7 @@ def open_bundle(
         threads: threads that compute; None for one per big core available.
         max_context: tokens a context may hold; None for as many as the model can read.
         max_memory: bytes this process may take for itself, beside the mapped weights; without
-            ``max_context``, a context may hold as many tokens as fit into that.
+            ``max_context``, a context may hold as many tokens as one alone fits into that.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.
@@ -63,7 +57,7 @@ def open_bundle(
     """
     settings = choose_settings(kernels, threads)
     bundle = Bundle.open(path)
-    if bundle.manifest.weights == "fp32":  # no native kernel is offered for its ops
+    if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
         if kernels == "native":
             raise RuntimeFailure(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "
@@ -100,7 +94,7 @@ class Model:
         self._audit = RowAudit()
         self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
-        _check_graphs(bundle.manifest, self._decoder, self._head)
+        check_graphs(bundle.manifest, self._decoder, self._head)
 
     @property
     def manifest(self) -> Manifest:
@@ -334,7 +328,7 @@ class Model:
                 "bundle has not; use draft 0"
             )
         mtp = GraphSession(self.bundle.graph_path("mtp"), self._settings)
-        _check_mtp(self._info, mtp)
+        check_mtp(self._info, mtp)
         return mtp
 
     @functools.cached_property
@@ -373,48 +367,3 @@ class Model:
 
         source, where = self._template_source
         return ChatTemplate(source, special_tokens(self._tokenizer_config), where)
-
-
-def _check_graphs(manifest: Manifest, decoder: GraphSession, head: GraphSession) -> None:
-    """Kernels trust sizes and ids, so manifest and graphs must agree before anything runs.
-
-    Raises:
-        BundleError: they do not.
-    """
-    info = manifest.model
-    layers = range(info.num_hidden_layers)
-    ids, hidden, cache = _common_ports(info)
-    expert_ids = Port(type="tensor(int64)", width=info.num_experts_per_tok)
-    expert_weights = Port(type="tensor(float)", width=info.num_experts_per_tok)
-    decoder.require(
-        {"input_ids": ids, "position_ids": ids} | {cache_input(layer): cache for layer in layers},
-        {"hidden": hidden}
-        | {cache_output(layer): cache for layer in layers}
-        | {expert_ids_output(layer): expert_ids for layer in info.moe_layers}
-        | {expert_weights_output(layer): expert_weights for layer in info.moe_layers},
-    )
-    head.require({"hidden": hidden}, {"logits": Port(type="tensor(float)", width=info.vocab_size)})
-    embedding = manifest.tensors.get(_EMBEDDING)
-    if embedding is not None and embedding.shape[0] != info.vocab_size:
-        raise BundleError(
-            f"{decoder.path.parent}: {_EMBEDDING} has {embedding.shape[0]} rows, expected "
-            f"vocab_size {info.vocab_size}; re-export the bundle"
-        )
-
-
-def _check_mtp(info: ModelInfo, mtp: GraphSession) -> None:
-    """See ``_check_graphs``."""
-    ids, hidden, cache = _common_ports(info)
-    mtp.require(
-        {"input_ids": ids, "position_ids": ids, "hidden": hidden, cache_input(0): cache},
-        {"hidden_out": hidden, cache_output(0): cache},
-    )
-
-
-def _common_ports(info: ModelInfo) -> tuple[Port, Port, Port]:
-    """Token ids, hidden states and a latent cache."""
-    return (
-        Port(type="tensor(int64)", width=None),
-        Port(type="tensor(float)", width=info.hidden_size),
-        Port(type="tensor(float)", width=info.kv_lora_rank + info.qk_rope_head_dim),
-    )

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.kernels.library import KernelLibrary
 from shoal.runtime.machine import Cpu
 
-_PORTABLE = {
-    "int8": {
-        "Embedding": "com.microsoft::GatherBlockQuantized",
-        "Linear": "com.microsoft::MatMulNBits, 8 bits",
-        "LatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
-        "Route": "TopK and other standard ops",
-        "SparseExperts": "com.microsoft::QMoE, 8 bits",
-    },
-    "fp32": {
-        "FloatEmbedding": "Gather",
-        "FloatLinear": "MatMul",
-        "FloatLatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
-        "Route": "TopK and other standard ops",
-        "FloatSparseExperts": "MatMul and other standard ops",
-    },
+_INT8 = {
+    "Embedding": "com.microsoft::GatherBlockQuantized",
+    "Linear": "com.microsoft::MatMulNBits, 8 bits",
+    "LatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+    "Route": "TopK and other standard ops",
+    "PreciseLinear": "Linear, twice",
+    "SparseExperts": "com.microsoft::QMoE",
+}
+_FLOAT32 = {
+    "FloatEmbedding": "Gather",
+    "FloatLinear": "MatMul",
+    "FloatLatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+    "Route": "TopK and other standard ops",
+    "FloatSparseExperts": "MatMul and other standard ops",
 }
 _INT8_OPS = ("Linear", "SparseExperts")
 
@@ -40,11 +40,14 @@ def op_forms(weights: str, cpu: Cpu, library: KernelLibrary | str) -> list[OpFor
     """The forms of all ops of a bundle.
 
     Args:
-        weights: "int8" or "fp32".
+        weights: its recipe.
         cpu: decides which instructions onnxruntime's own 8-bit products use.
         library: the native kernels, or why there are none.
     """
-    return [_form(op, body, cpu, library) for op, body in _PORTABLE[weights].items()]
+    return [
+        _form(op, body, cpu, library)
+        for op, body in (_FLOAT32 if weights == FLOAT32 else _INT8).items()
+    ]
 
 
 def _form(op: str, body: str, cpu: Cpu, library: KernelLibrary | str) -> OpForm:

@@ -22,9 +22,9 @@ from shoal.runtime.option_types import (
     probability_or_zero,
 )
 from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_export import add_export_options, add_hub_options
+from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
-DEFAULT_BLOCK_SIZE = 128  # these two are the exporter's own; a test compares them
-DEFAULT_FIDELITY_TOKENS = 2048
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
 DEFAULT_BENCH_PREFILL = (128, 512)
@@ -48,6 +48,8 @@ VERBS = {
     "inspect": "say what a bundle or checkpoint is and what it needs, without running it",
     "eval": "measure quality on texts and tasks, and closeness to a reference",
     "bench": "measure load time, prefill and decode speed, and memory",
+    "pack": "put a bundle into one file to copy to a device",
+    "unpack": "make a bundle folder of such a file",
     "doctor": "say what this machine and this installation can do",
 }
 
@@ -79,16 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="show the whole traceback when something fails"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    _add_export(_add_verb(verbs, "export"))
+    add_export_options(_add_verb(verbs, "export"))
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
     add_eval_options(evaluation := _add_verb(verbs, "eval"))
     _add_machine(evaluation)
     _add_bench(_add_verb(verbs, "bench"))
+    add_pack_options(_add_verb(verbs, "pack"))
+    add_unpack_options(_add_verb(verbs, "unpack"))
     _add_doctor(_add_verb(verbs, "doctor"))
     for verb in verbs.choices.values():
-        _add_common(verb)
+        add_common_options(verb)
     return parser
 
 
@@ -105,7 +109,8 @@ def _add_verb(
     )
 
 
-def _add_common(verb: argparse.ArgumentParser) -> None:
+def add_common_options(verb: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
     verb.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     verb.add_argument(
         "--debug",
@@ -113,74 +118,6 @@ def _add_common(verb: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,  # keeps a --debug given before the verb
         help="show the whole traceback when something fails",
     )
-
-
-def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.description = (
-        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files), or fetch one "
-        "from the Hugging Face Hub, and write a bundle: a folder that runs with nothing but "
-        "`pip install shoal`. Weights are streamed, so a model larger than memory can be "
-        "exported. The bundle appears only when it is complete and checked. Needs the export "
-        "extra: pip install 'shoal[export]'."
-    )
-    verb.epilog = (
-        "examples:\n"
-        "  shoal export checkpoints/tiny-v3 build/tiny --weights int8\n"
-        "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
-    )
-    verb.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="folder, .gguf file, or ORG/NAME on the hub",
-    )
-    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
-    verb.add_argument(
-        "--weights",
-        choices=("int8", "fp32"),
-        default="int8",
-        help="how to store weights: int8, or fp32 for debugging (default: int8)",
-    )
-    verb.add_argument(
-        "--block-size",
-        type=int,
-        choices=(16, 32, 64, 128, 256),
-        default=DEFAULT_BLOCK_SIZE,
-        metavar="N",
-        help="weights that share one int8 scale: 16, 32, 64, 128 or 256; smaller is more exact and "
-        f"takes more room (default: {DEFAULT_BLOCK_SIZE})",
-    )
-    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
-    verb.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an export that was stopped, from its last complete layer, and keep what is "
-        "written when this one is stopped",
-    )
-    verb.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check the checkpoint and say what would be written and what it will need; "
-        "writes nothing",
-    )
-    verb.add_argument(
-        "--fidelity-text",
-        metavar="FILE",
-        type=Path,
-        help="text on which int8 is compared with float32 (default: a text that comes with shoal)",
-    )
-    verb.add_argument(
-        "--fidelity-tokens",
-        type=positive_int,
-        default=DEFAULT_FIDELITY_TOKENS,
-        metavar="N",
-        help=f"tokens of that text to use at most (default: {DEFAULT_FIDELITY_TOKENS})",
-    )
-    verb.add_argument(
-        "--no-fidelity",
-        action="store_true",
-        help="skip the comparison: faster, but nobody knows what int8 cost",
-    )
-    _add_hub(verb)
 
 
 def _add_run(verb: argparse.ArgumentParser) -> None:
@@ -317,7 +254,7 @@ def _add_verify(verb: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="what the bundle was made from: a folder, or ORG/NAME on the hub",
     )
-    _add_hub(verb)
+    add_hub_options(verb)
 
 
 def _add_inspect(verb: argparse.ArgumentParser) -> None:
@@ -399,18 +336,6 @@ def _add_doctor(verb: argparse.ArgumentParser) -> None:
 
 def _add_bundle(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="bundle folder")
-
-
-def _add_hub(verb: argparse.ArgumentParser) -> None:
-    group = verb.add_argument_group("Hugging Face Hub")
-    group.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
-    )
-    group.add_argument(
-        "--token",
-        metavar="TEXT",
-        help="of an account, for models that are not public (default: HF_TOKEN or a login)",
-    )
 
 
 def _add_machine(verb: argparse.ArgumentParser) -> None:

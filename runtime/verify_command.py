@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from shoal.graphs.errors import ShoalError
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.extras import load_export
-from shoal.runtime.report import format_bytes, progress_line, write_json, write_lines
-
-_LINE_EVERY_S = 2.0
+from shoal.runtime.report import ByteProgress, format_bytes, write_json, write_lines
 
 
 def verify_command(args: argparse.Namespace) -> int:
@@ -41,26 +38,10 @@ def verify_command(args: argparse.Namespace) -> int:
 def verify_bytes(args: argparse.Namespace) -> dict[str, object]:
     """Read every file of the bundle; the result as JSON-ready values."""
     bundle = Bundle.open(args.bundle)
-    progress = _Progress()
-    bundle.verify_files(progress)
+    bundle.verify_files(ByteProgress("verify"))
     files = bundle.manifest.files
     total_bytes = sum(info.size for info in files.values())
     if not args.json:
         count = f"{len(files)} files, {format_bytes(total_bytes)}"
         write_lines([f"{args.bundle}: {count}, every byte as its manifest says"])
     return {"bundle": str(args.bundle), "ok": True, "files": len(files), "bytes": total_bytes}
-
-
-class _Progress:
-    """A line on stderr every few seconds; nothing for bundles that are read faster than that."""
-
-    def __init__(self) -> None:
-        self._last_s = time.monotonic()
-
-    def __call__(self, done_bytes: int, total_bytes: int, file_name: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._last_s >= _LINE_EVERY_S:
-            self._last_s = now_s
-            share = 100 * done_bytes // max(total_bytes, 1)
-            sizes = f"{format_bytes(done_bytes)} of {format_bytes(total_bytes)}"
-            progress_line(f"verify: {share} %, {sizes}, {file_name}")

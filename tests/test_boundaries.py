@@ -29,8 +29,12 @@ for name in sys.argv[2].split(","):
 print(",".join(sys.modules))
 """
 
-TORCH_SIDE = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "transformers")
-TORCH_SIDE += ("huggingface_hub",)
+TORCH_SIDE = (
+    *("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
+    *("transformers", "huggingface_hub"),
+)
+ADAPTER = "shoal.export.optimum"
+REGISTER_FILE = ROOT / "export" / "optimum" / "register" / "register_shoal.py"
 
 
 def modules_of(package: str, folder: str = "") -> list[str]:
@@ -38,6 +42,11 @@ def modules_of(package: str, folder: str = "") -> list[str]:
     paths = [path.relative_to(ROOT).with_suffix("") for path in base.rglob("*.py")]
     dotted = ["shoal." + ".".join(path.parts).removesuffix(".__init__") for path in paths]
     return sorted(dotted)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a module is of shoal.export.optimum, which sees both sides and whom nobody sees."""
+    return name == ADAPTER or name.startswith(ADAPTER + ".")
 
 
 def loaded_by(modules: list[str], blocked: tuple[str, ...]) -> set[str]:
@@ -60,7 +69,10 @@ def imported_names(path: Path) -> set[str]:
 
 
 def test_runtime_imports_without_torch_onnx_and_export() -> None:
-    loaded_by(modules_of("runtime"), (*TORCH_SIDE, "shoal.export"))
+    evaluation = "shoal.runtime.lm_eval"
+    modules = [name for name in modules_of("runtime") if name != evaluation]
+    loaded_by(modules, (*TORCH_SIDE, "shoal.export", "lm_eval"))
+    loaded_by([evaluation], (*TORCH_SIDE, "shoal.export"))
 
 
 def test_graphs_import_neither_torch_nor_onnxruntime_nor_their_users() -> None:
@@ -75,9 +87,8 @@ def test_what_runtime_takes_of_graphs_needs_numpy_at_most() -> None:
 
 
 def test_export_imports_without_onnxruntime_transformers_and_runtime() -> None:
-    loaded_by(
-        modules_of("export"), ("transformers", "huggingface_hub", "onnxruntime", "shoal.runtime")
-    )
+    modules = [name for name in modules_of("export") if not is_adapter(name)]
+    loaded_by(modules, ("transformers", "huggingface_hub", "onnxruntime", "shoal.runtime"))
 
 
 def test_the_command_line_starts_without_numpy_and_rich() -> None:
@@ -103,10 +114,21 @@ def test_no_import_statement_crosses_the_boundary(package: str, forbidden: tuple
     crossing = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sorted((ROOT / package).rglob("*.py"))
+        if not path.is_relative_to(ROOT / "export" / "optimum")
         for name in sorted(imported_names(path))
-        if any(name == root or name.startswith(root + ".") for root in forbidden)
+        if is_adapter(name)
+        or any(name == root or name.startswith(root + ".") for root in forbidden)
     ]
     assert not crossing
+
+
+def test_optimum_cli_starts_without_heavy_imports() -> None:
+    heavy = {
+        name
+        for name in imported_names(REGISTER_FILE)
+        if is_adapter(name) or name.partition(".")[0] in {*TORCH_SIDE, "numpy", "onnxruntime"}
+    }
+    assert not heavy
 
 
 def test_only_session_imports_onnxruntime() -> None:

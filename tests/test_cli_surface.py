@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime import cli, extras, options, options_eval
+from shoal.runtime import cli, extras, options, options_eval, options_export
 from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,8 @@ SURFACE = {
         "--speculate",
         "BUNDLE",
     ],
+    "pack": ["--fetch", "--python", "--wheels", "BUNDLE", "FILE"],
+    "unpack": ["FILE", "FOLDER"],
     "doctor": ["BUNDLE"],
 }
 
@@ -248,6 +250,8 @@ def test_missing_export_extra_says_what_to_install(
         ["inspect", "NOWHERE"],
         ["eval", "NOWHERE"],
         ["bench", "NOWHERE"],
+        ["pack", "NOWHERE", "NOWHERE-p"],
+        ["unpack", "NOWHERE", "NOWHERE-b"],
         ["export", "NOWHERE", "NOWHERE-b"],
     ],
 )
@@ -280,8 +284,7 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
 def test_defaults_shown_for_export_are_the_exporters() -> None:
     from shoal.export import pipeline
 
-    assert options.DEFAULT_BLOCK_SIZE == pipeline.DEFAULT_BLOCK_SIZE
-    assert options.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
+    assert options_export.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
 
 
 def test_default_shown_for_eval_is_the_evaluations() -> None:

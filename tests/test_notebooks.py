@@ -29,7 +29,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 
 def read(path: Path) -> NotebookNode:
-    notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook: NotebookNode = nbformat.read(path, as_version=4)
     return notebook
 
 

@@ -149,16 +149,18 @@ def latent_attention(
     return y, cache_out
 
 
-def fake_quantize(x: Tensor, block_size: int) -> Tensor:
+def fake_quantize(x: Tensor, block_size: int, terms: int = 1) -> Tensor:
     """Round ``x`` [.., K] to int8 and back, as the int8 ops do with their input.
 
     Each row is cut into blocks of ``block_size`` (a divisor of K) with one scale, max|x| / 127, and
-    rounded half to even. A block of zeros stays zero.
+    rounded half to even. A block of zeros stays zero. With two ``terms``, what that loses is
+    rounded likewise and added, as PreciseLinear does.
     """
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // block_size, block_size)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     scale = torch.where(scale == 0, 1.0, scale)
-    return (torch.round(blocks / scale) * scale).reshape(x.shape)
+    rounded = (torch.round(blocks / scale) * scale).reshape(x.shape)
+    return rounded if terms == 1 else rounded + fake_quantize(x - rounded, block_size, terms - 1)
 
 
 def _emit(

@@ -1,4 +1,4 @@
-"""shoal::FloatLinear and shoal::Linear: a matrix product with a constant weight.
+"""shoal::FloatLinear, Linear and PreciseLinear: a matrix product with a constant weight.
 
 The two dimensions here are K (input features) and N (output features).
 """
@@ -44,6 +44,49 @@ LINEAR = OpSpec(
     ),
 )
 
+PRECISE_LINEAR = OpSpec(
+    name="PreciseLinear",
+    doc=(
+        "Linear of x rounded to int8, plus Linear of what that rounding lost: 15 bits of x, for "
+        "the weights whose inputs have outliers. Both come from one pass over the weight."
+    ),
+    source="this project; docs/accuracy.md has what it brings",
+    inputs=LINEAR.inputs,
+    outputs=LINEAR.outputs,
+    attributes=LINEAR.attributes,
+    uses=("Linear",),
+    # Rounding the rounded values again changes nothing, so the sum is right whatever a Linear does
+    # with its input; a machine without 8-bit instructions does not round it at all.
+    body=fixed_body("""
+        x_shape = Shape (x)
+        lead = Shape <end: int = -1> (x)
+        first = Constant <value_ints: ints = [0]> ()
+        rest = Constant <value_ints: ints = [-1]> ()
+        block = Constant <value_int: int = @block_size> ()
+        block_1d = Unsqueeze (block, first)
+        blocks_shape = Concat <axis: int = 0> (lead, rest, block_1d)
+        blocks = Reshape (x, blocks_shape)
+        sizes = Abs (blocks)
+        peaks = ReduceMax <keepdims: int = 1> (sizes, rest)
+        largest_code = Constant <value_float: float = 127.0> ()
+        steps = Div (peaks, largest_code)
+        smallest_step = Constant <value_float: float = 1.17549435e-38> ()
+        steps_above_0 = Max (steps, smallest_step)
+        reciprocals = Reciprocal (steps_above_0)
+        positions = Mul (blocks, reciprocals)
+        codes = Round (positions)
+        rounded_blocks = Mul (codes, steps_above_0)
+        lost_blocks = Sub (blocks, rounded_blocks)
+        terms_blocks = Concat <axis: int = 0> (rounded_blocks, lost_blocks)
+        two = Constant <value_ints: ints = [2]> ()
+        terms_shape = Concat <axis: int = 0> (two, x_shape)
+        terms = Reshape (terms_blocks, terms_shape)
+        products = shoal.Linear <K: int = @K, N: int = @N, block_size: int = @block_size>
+            (terms, weight, weight_scales)
+        y = ReduceSum <keepdims: int = 0> (products, first)
+    """),
+)
+
 
 def float_linear(x: Floats, weight: Floats) -> Floats:
     """NumPy reference of FloatLinear: x [..,K], weight [N,K] -> [..,N]."""
@@ -70,3 +113,12 @@ def linear(x: Floats, weight: Codes, weight_scales: Floats) -> Floats:
     sums_bTN = a_bTk @ w_bkN
     y: Floats = np.einsum("btn,tb,nb->tn", sums_bTN, scales, weight_scales, optimize=True)
     return y.reshape(*x.shape[:-1], num_outputs)
+
+
+def precise_linear(x: Floats, weight: Codes, weight_scales: Floats) -> Floats:
+    """NumPy reference of PreciseLinear; arguments as ``linear``."""
+    block_size = weight.shape[-1]
+    codes, scales = quantize_activations(x, block_size)
+    blocks = codes.reshape(*scales.shape, block_size).astype(np.float32)
+    rounded: Floats = (blocks * scales[..., None]).reshape(x.shape)
+    return linear(rounded, weight, weight_scales) + linear(x - rounded, weight, weight_scales)

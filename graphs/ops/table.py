@@ -5,7 +5,7 @@ from __future__ import annotations
 from shoal.graphs.ops.dequantize import DEQUANTIZE_BLOCKS
 from shoal.graphs.ops.embedding import EMBEDDING, FLOAT_EMBEDDING
 from shoal.graphs.ops.latent_attention import FLOAT_LATENT_ATTENTION, LATENT_ATTENTION
-from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR
+from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR, PRECISE_LINEAR
 from shoal.graphs.ops.route import ROUTE
 from shoal.graphs.ops.sparse_experts import FLOAT_SPARSE_EXPERTS, SPARSE_EXPERTS
 from shoal.graphs.ops.spec import OpSpec
@@ -17,6 +17,7 @@ OPS: dict[str, OpSpec] = {
         EMBEDDING,
         FLOAT_LINEAR,
         LINEAR,
+        PRECISE_LINEAR,
         ROUTE,
         FLOAT_SPARSE_EXPERTS,
         SPARSE_EXPERTS,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.passes.weights import new_weight, replace_initializers, weight_shape
 from shoal.graphs.quantize import block_size_for
+from shoal.graphs.recipes import Recipe, WeightFormat
 
 SCALES_SUFFIX = "_scales"
 
@@ -24,71 +25,84 @@ SCALES_SUFFIX = "_scales"
 class _Int8Form:
     """How one float op turns into its int8 form."""
 
-    op_type: str
+    op_types: tuple[str, ...]  # for inputs of one and, where there is such an op, of two terms
     weight_inputs: tuple[int, ...]  # positions of the weights among the float op's inputs
-    attributes: Callable[[ir.Node, int], dict[str, int]]  # (float node, block size) -> new ones
+    attributes: Callable[[ir.Node, WeightFormat], dict[str, int]]  # of the new node
     blocked_shape: bool = False  # the weight is declared as [N, K/block_size, block_size]
 
 
-def _linear_attributes(node: ir.Node, block_size: int) -> dict[str, int]:
+def _linear_attributes(node: ir.Node, stored: WeightFormat) -> dict[str, int]:
     n, k = weight_shape(node.inputs[1])
-    return {"K": k, "N": n, "block_size": block_size}
+    return {"K": k, "N": n, "block_size": stored.block_size}
 
 
-def _block_size_only(_: ir.Node, block_size: int) -> dict[str, int]:
-    return {"block_size": block_size}
+def _block_size_only(_: ir.Node, stored: WeightFormat) -> dict[str, int]:
+    return {"block_size": stored.block_size}
 
 
 _INT8_FORMS = {
     "FloatLinear": _Int8Form(
-        op_type="Linear", weight_inputs=(1,), attributes=_linear_attributes, blocked_shape=True
+        op_types=("Linear", "PreciseLinear"),
+        weight_inputs=(1,),
+        attributes=_linear_attributes,
+        blocked_shape=True,
     ),
     "FloatEmbedding": _Int8Form(
-        op_type="Embedding", weight_inputs=(1,), attributes=_block_size_only
+        op_types=("Embedding",), weight_inputs=(1,), attributes=_block_size_only
     ),
     "FloatSparseExperts": _Int8Form(
-        op_type="SparseExperts", weight_inputs=(3, 4), attributes=_block_size_only
+        op_types=("SparseExperts",), weight_inputs=(3, 4), attributes=_block_size_only
     ),
     "FloatLatentAttention": _Int8Form(
-        op_type="LatentAttention", weight_inputs=(5, 6), attributes=_block_size_only
+        op_types=("LatentAttention",), weight_inputs=(5, 6), attributes=_block_size_only
     ),
 }
 
 
-def quantize_weights(model: ir.Model, preferred_block_size: int) -> dict[str, int]:
+def quantize_weights(model: ir.Model, recipe: Recipe) -> dict[str, WeightFormat]:
     """Replace the float ops of ``model`` in place.
 
     Args:
         model: a graph whose weights are initializers without data (see ``passes.weights``).
-        preferred_block_size: weights per scale, 16 to 256, a power of two; a tensor whose input
-            dimension it does not divide takes the largest smaller one that does.
+        recipe: how to store each kind of weight; a tensor whose input dimension the recipe's block
+            size does not divide takes the largest smaller one that does.
 
     Returns:
-        The block size of each weight that became int8, by name.
+        The format of each weight that is not float32 any more, by name.
 
     Raises:
         ExportError: an input dimension is not divisible by 16.
     """
-    block_sizes: dict[str, int] = {}
+    formats: dict[str, WeightFormat] = {}
     replacements: dict[str, list[ir.Value]] = {}
     for node in list(model.graph):
         form = _INT8_FORMS.get(node.op_type) if node.domain == OP_DOMAIN else None
         if form is not None:
-            _replace(model.graph, node, form, preferred_block_size, block_sizes, replacements)
+            _replace(model.graph, node, form, recipe, formats, replacements)
     replace_initializers(model.graph, replacements)
-    return block_sizes
+    return formats
+
+
+def _stored_as(node: ir.Node, form: _Int8Form, recipe: Recipe) -> WeightFormat:
+    """The one format of all weights of a node, which makes do with what its op offers."""
+    weights = [node.inputs[i] for i in form.weight_inputs]
+    wanted = recipe.format_of((weights[0] and weights[0].name) or "")
+    return replace(
+        wanted,
+        block_size=min(block_size_for(weight_shape(w)[-1], wanted.block_size) for w in weights),
+        input_terms=min(wanted.input_terms, len(form.op_types)),
+    )
 
 
 def _replace(
     graph: ir.Graph,
     node: ir.Node,
     form: _Int8Form,
-    preferred: int,
-    block_sizes: dict[str, int],
+    recipe: Recipe,
+    formats: dict[str, WeightFormat],
     replacements: dict[str, list[ir.Value]],
 ) -> None:
-    weights = [node.inputs[i] for i in form.weight_inputs]
-    block_size = min(block_size_for(weight_shape(w)[-1], preferred) for w in weights)
+    stored = _stored_as(node, form, recipe)
     inputs: list[ir.Value | None] = []
     for position, value in enumerate(node.inputs):
         if position not in form.weight_inputs:
@@ -97,15 +111,15 @@ def _replace(
         assert value is not None
         assert value.name is not None
         if value.name not in replacements:
-            replacements[value.name] = _int8_pair(value, block_size, form.blocked_shape)
-        block_sizes[value.name] = block_size
+            replacements[value.name] = _int8_pair(value, stored.block_size, form.blocked_shape)
+        formats[value.name] = stored
         inputs.extend(replacements[value.name])
     attributes: dict[str, ir.Attr] = dict(node.attributes)
-    for key, number in form.attributes(node, block_size).items():
+    for key, number in form.attributes(node, stored).items():
         attributes[key] = ir.AttrInt64(key, number)
     new_node = ir.Node(
         OP_DOMAIN,
-        form.op_type,
+        form.op_types[stored.input_terms - 1],
         inputs,
         attributes,
         num_outputs=len(node.outputs),

@@ -31,6 +31,8 @@ COMPILE_FLAGS = (
 )
 LINK_FLAGS = ("-shared", "-pthread")
 
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+
 
 class KernelBuildError(Exception):
     """The kernels could not be built; the message says why in one line."""
@@ -76,6 +78,15 @@ def build_library(target: Path, extra_flags: tuple[str, ...] = ()) -> None:
         made_files = [str(made) for _, made in objects]
         _run([*compiler, *made_files, *LINK_FLAGS, *extra_flags, "-o", str(library)])
         library.replace(target)
+
+
+def library_machine(library: Path) -> str | None:
+    """The processor architecture a library is for, or None if it is none we know."""
+    with library.open("rb") as file:
+        header = file.read(20)
+    if header[:4] != b"\x7fELF":
+        return None
+    return _ELF_MACHINES.get(int.from_bytes(header[18:20], "little"))
 
 
 def _run(command: list[str]) -> None:

@@ -16,7 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from shoal.export import cli, folder, pipeline
+from shoal.export import folder, pipeline
+from shoal.export.progress import ExportProgress
 from shoal.runtime.cli import main
 
 GRAPHS: list[Any] = []
@@ -70,7 +71,7 @@ def _export(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hooks = _Hooks(point, kill, slow_s)
     if GRAPHS:
-        pipeline.build_graphs = lambda *args, **kwargs: GRAPHS[0]
+        setattr(pipeline, "build_graphs", lambda *args, **kwargs: GRAPHS[0])  # noqa: B010
     hooks.around(pipeline, "build_graphs", "begun", "graphs built")
     hooks.around(pipeline, "_write_small_files", "", "small files written")
     hooks.around(pipeline, "_write_manifest", "all weights written", "manifest written")
@@ -99,7 +100,7 @@ class _Hooks:
         setattr(module, name, outer)
 
     def around_progress(self) -> None:
-        inner = cli.ExportProgress.__call__
+        inner = ExportProgress.__call__
 
         def outer(shown: Any, done_bytes: int, total_bytes: int, what: str) -> None:
             inner(shown, done_bytes, total_bytes, what)
@@ -110,4 +111,4 @@ class _Hooks:
                 self.reach(self._point)
             time.sleep(self._slow_s)
 
-        cli.ExportProgress.__call__ = outer  # type: ignore[method-assign]
+        setattr(ExportProgress, "__call__", outer)  # noqa: B010

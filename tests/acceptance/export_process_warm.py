@@ -9,8 +9,8 @@ from tests.acceptance.export_process import GRAPHS
 
 from shoal.export.assemble import build_graphs
 from shoal.export.config import load_config
-from shoal.export.pipeline import DEFAULT_BLOCK_SIZE
+from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES
 
 torch.set_num_threads(1)  # threads do not survive a fork
 _, _config = load_config(Path(__file__).parents[2] / "checkpoints" / "tiny-v3")
-GRAPHS.append(build_graphs(_config, num_mtp_layers=1, block_size=DEFAULT_BLOCK_SIZE))
+GRAPHS.append(build_graphs(_config, num_mtp_layers=1, recipe=RECIPES[DEFAULT_RECIPE]))

@@ -59,7 +59,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
     save_file(tensors, folder / WEIGHTS)
@@ -355,7 +355,8 @@ def test_a_full_disk_at_a_small_file_leaves_nothing(
     def full(path: Path, *args: Any, **kwargs: Any) -> int:
         if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write[type(args[0])](path, *args, **kwargs)
+        written: int = write[type(args[0])](path, *args, **kwargs)
+        return written
 
     write: dict[type, Any] = {bytes: Path.write_bytes, str: Path.write_text}
     monkeypatch.setattr(Path, "write_bytes", full)

@@ -19,7 +19,7 @@ from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, lines_of
 
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.session import default_threads
+from shoal.runtime.machine import default_threads, read_cpu
 
 _SHOAL = (sys.executable, "-m", "shoal.runtime.cli")
 _PREFILL, _DEPTHS, _NEW_TOKENS = (128, 512), (0, 512, 2048), 64
@@ -45,7 +45,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--model", choices=sorted(checkpoints.PRESETS), default="lite-mini")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=default_threads(read_cpu()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--checkpoint", type=Path, help="take this instead of a random one")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.bench import checkpoints, limits, llama_cpp
+from tests.bench.op_shares import op_microseconds
 from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, limit_share, lines_of
 
@@ -123,3 +124,20 @@ def test_ratios_and_shares_are_taken_inside_a_round() -> None:
     decode = next(line for line in lines_of(measured) if line.startswith("decode 0"))
     assert decode.split()[3:] == ["30.0", "60.0", "2.00", "50%"]
     assert limit_share(rounds[0], "prefill 8") == pytest.approx(0.5)
+
+
+def test_time_is_summed_by_op_over_the_last_runs() -> None:
+    def node(op: str, ts: int, dur: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": op, "ts": ts, "dur": dur, "args": {"op_name": op}}
+
+    runs = [{"cat": "Session", "name": "model_run", "ts": ts, "dur": 50} for ts in (300, 100, 200)]
+    nodes = [node("Linear", 110, 40), node("Linear", 210, 10), node("Mul", 220, 3)]
+    assert op_microseconds([*nodes, *runs, node("Linear", 310, 5)], 2) == {"Linear": 15, "Mul": 3}
+
+
+def test_the_profile_of_a_bundle_names_its_ops(int8_bundle: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.op_shares", str(int8_bundle)]
+    lines = run([*command, "--threads", "1", "--depth", "8", "--runs", "3"]).splitlines()
+    shares = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in lines[1:]}
+    assert {"Linear", "SparseExperts", "LatentAttention", "RMSNormalization"} <= set(shares)
+    assert sum(shares.values()) == pytest.approx(100, abs=2)

@@ -6,39 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from tests.small_model import SMALL_MODEL
 
 from shoal.graphs.errors import InputError
-from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo
+from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo
 from shoal.runtime import bench, run_command
 
-LIMIT = 100
+LIMIT = SMALL_MODEL.max_position_embeddings
 
 
 def tiny_manifest(**changes: Any) -> Manifest:
-    model = ModelInfo(
-        model_type="deepseek_v3",
-        vocab_size=256,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        kv_lora_rank=48,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=16,
-        v_head_dim=16,
-        max_position_embeddings=LIMIT,
-        moe_layers=(1, 2),
-        n_routed_experts=8,
-        num_experts_per_tok=2,
-        num_mtp_layers=1,
-        parameters=2_000_000,
-        active_parameters=500_000,
-        eos_token_ids=(1,),
-        bos_token_id=0,
-    )
     fields: dict[str, Any] = {
         "shoal_version": "0.1.0",
         "weights": "int8",
-        "model": model,
+        "model": SMALL_MODEL,
         "graphs": {"decoder": "decoder.onnx", "head": "head.onnx"},
         "files": {"weights.bin": FileInfo(size=2_100_000, sha256="0" * 64)},
         "tensors": {"w": TensorInfo(dtype="uint8", shape=(2_000_000,), offset=0, size=2_000_000)},

@@ -17,9 +17,9 @@ def run(bundle: Path, *options: str) -> int:
 
 
 def test_report_has_every_step_and_every_draft(
-    int8_block_64_bundle: Path, capsys: pytest.CaptureFixture[str]
+    int8_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(int8_block_64_bundle, "--json") == 0
+    assert run(int8_bundle, "--json") == 0
     report = json.loads(capsys.readouterr().out)["speculation"]
     steps = report["steps"]
     assert [row["tokens"] for row in steps] == [1, 2, 3, 4]
@@ -36,12 +36,12 @@ def test_report_has_every_step_and_every_draft(
 
 
 def test_tables_are_printed_and_say_where_drafts_are_not_possible(
-    int8_block_64_bundle: Path,
+    int8_bundle: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shoal.runtime.model.shortest_depth", lambda settings: 10**6)
-    assert run(int8_block_64_bundle) == 0
+    assert run(int8_bundle) == 0
     out = capsys.readouterr().out
     assert "Steps of several tokens" in out
     assert out.count("(not possible here)") == 4

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.ops.table import OPS
-from shoal.runtime import doctor
+from shoal.runtime import doctor, fit, session
+from shoal.runtime.bundle import Bundle
 from shoal.runtime.cli import main
+from shoal.runtime.fit import bundle_need
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine import Cpu
+from shoal.runtime.memory import Memory
 from shoal.runtime.op_forms import int8_instructions, op_forms
 
 PI5 = Cpu(
@@ -60,8 +63,10 @@ def test_new_enough_onnxruntime_is_none(version: str) -> None:
 
 
 def test_good_machines_have_no_warnings() -> None:
-    assert doctor.machine_warnings(PI5) == []
-    assert doctor.machine_warnings(PC) == []
+    assert doctor.machine_warnings(PI5, has_native=False) == []
+    assert doctor.machine_warnings(PC, has_native=False) == []
+    pi4 = replace(PI5, features=())
+    assert doctor.machine_warnings(pi4, has_native=True) == [], "NEON kernels need no dot product"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_good_machines_have_no_warnings() -> None:
     ],
 )
 def test_what_slows_a_machine_down_is_a_warning(cpu: Cpu, text: str) -> None:
-    (warning,) = doctor.machine_warnings(cpu)
+    (warning,) = doctor.machine_warnings(cpu, has_native=False)
     assert text in warning
 
 
@@ -82,6 +87,43 @@ def test_a_bundle_that_does_not_open_is_an_error(
 ) -> None:
     assert main(["doctor", str(tmp_path / "nowhere")]) == 1
     assert "error: " in capsys.readouterr().out
+
+
+def test_a_bundle_is_opened_and_both_forms_say_what_they_need(
+    int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", str(int8_bundle), "--json"]) == 0
+    bundle = json.loads(capsys.readouterr().out)["bundle"]
+    forms = {form["kernels"]: form for form in bundle["forms"]}
+    assert bundle["kernels"] == next(iter(forms)), "the first is the one that runs"
+    assert forms["portable"]["copied_bytes"] > 9e6
+    assert forms["portable"]["longest_context"] == 2048
+    if "native" in forms:
+        assert forms["native"]["copied_bytes"] == 0
+        assert forms["native"]["anonymous_bytes"] < forms["portable"]["anonymous_bytes"]
+    assert main(["doctor", str(int8_bundle)]) == 0
+    assert "2048 tokens" in capsys.readouterr().out
+
+
+def test_a_bundle_that_only_native_kernels_can_hold_is_no_error(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need = bundle_need(Bundle.open(int8_bundle).manifest, "native").anonymous_bytes(512)
+    for free, library, status in (
+        (need, find_library(), 0),
+        (need, "no kernels", 1),
+        (need // 9, find_library(), 1),
+    ):
+        memory = Memory(total_bytes=1 << 34, available_bytes=free)
+        monkeypatch.setattr(fit, "read_memory", lambda memory=memory: memory)
+        for module in (doctor, session):
+            monkeypatch.setattr(module, "find_library", lambda library=library: library)
+        assert main(["doctor", str(int8_bundle), "--json"]) == status
+        report = json.loads(capsys.readouterr().out)
+        if status:
+            assert "of memory" in report["errors"][0]
+        else:
+            assert "come from the disk" in report["warnings"][0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from shoal.export.inspect_checkpoint import checkpoint_report
 from shoal.runtime.cli import main
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 
 PROMPT = "It is a truth universally acknowledged, that"
 
@@ -93,6 +94,9 @@ def test_bench_and_doctor_work_on_a_bundle(
     report = json.loads(capsys.readouterr().out)
     assert all(row["tokens_per_s"] > 0 for row in report["decode"] + report["prefill"])
     assert report["load_ms"] > 0
+    library = find_library()
+    isa = library.isa if isinstance(library, KernelLibrary) else None
+    assert (report["kernels"], report["isa"]) == ("native" if isa else "portable", isa)
     assert main(["doctor", str(int8_bundle)]) == 0
     assert "opened in" in capsys.readouterr().out
 

@@ -45,6 +45,8 @@ def test_a_figure_of_the_ratio_is_taken_of_the_interval_too(sums: np.ndarray) ->
     exp = Bootstrap(UNITS).ratio(sums, np.ones(UNITS), np.exp)
     assert plain.low is not None
     assert plain.high is not None
+    assert exp.low is not None
+    assert exp.high is not None
     found = [exp.value, exp.low, exp.high]
     np.testing.assert_allclose(found, np.exp([plain.value, plain.low, plain.high]), rtol=1e-3)
 

@@ -323,8 +323,9 @@ def test_a_stored_reference_of_another_text_is_refused(
     other_text = tmp_path / "other.txt"
     other_text.write_text(text.read_text(encoding="utf-8")[1:], encoding="utf-8")
     options, expected = list(refusals(text, other_text))[number]
+    options = {"window": WINDOW, "reference": stored, **options}
     with pytest.raises(InputError, match=expected):
-        evaluate([int8_model], **({"window": WINDOW, "reference": stored} | options))
+        evaluate([int8_model], **options)
 
 
 def test_a_stored_reference_of_another_model_is_refused(
@@ -373,6 +374,11 @@ def test_a_window_that_no_model_can_read_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="window: expected 2 to 2048 tokens"):
         evaluate([int8_model], texts=[text], window=window)
+
+
+def test_a_model_without_a_tokenizer_is_refused(relabelled: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"relabelled: evaluating needs tokenizer\.json"):
+        evaluate([relabelled(has_tokenizer=False)], threads=1)
 
 
 def test_nothing_to_evaluate_is_refused() -> None:

@@ -61,7 +61,7 @@ class Case:
 
     def make(self, **overrides: Any) -> Any:
         """A random model of transformers."""
-        config = getattr(transformers, f"{self.classes}Config")(**self.small | overrides)
+        config = getattr(transformers, f"{self.classes}Config")(**{**self.small, **overrides})
         config._attn_implementation = "eager"
         return randomize(getattr(transformers, f"{self.classes}ForCausalLM")(config), gain=1.0)
 
@@ -73,7 +73,7 @@ def yarn(factor: float, **values: Any) -> dict[str, Any]:
     return {"type": "yarn", "factor": factor} | ends | original | values
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "hidden_act": "silu",

@@ -134,7 +134,7 @@ def test_random_models_of_other_families_equal_transformers(
     family: str, data: st.DataObject
 ) -> None:
     unwanted = {"first_k_dense_replace", "qk_rope_head_dim", "n_shared_experts"}
-    values = data.draw(
+    values: dict[str, Any] = data.draw(
         st.fixed_dictionaries({k: v for k, v in common.items() if k not in unwanted})
     )
     rope = longrope if family == "minicpm3" else yarn

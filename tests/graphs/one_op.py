@@ -36,8 +36,8 @@ class OneOpModels:
         self._library = library
         self._threads = threads
 
-    def write(self, name: str, attributes: Attributes, inputs: Arrays) -> Path:
-        """Write the model and let onnx.checker look at it."""
+    def write(self, name: str, attributes: Attributes, inputs: Arrays, first_byte: int = 0) -> Path:
+        """Write the model and let onnx.checker look at it; weights start at ``first_byte``."""
         folder = next(self._folders)
         folder.mkdir()
         graph = onnx.helper.make_graph(
@@ -45,7 +45,7 @@ class OneOpModels:
             "one_op",
             [_value_info(key, value) for key, value in inputs.items() if not is_weight(key)],
             [_output_info(key, kind, inputs) for key, kind in OPS[name].outputs.items()],
-            initializer=_write_weights(folder / "weights.bin", inputs),
+            initializer=_write_weights(folder / "weights.bin", inputs, first_byte),
         )
         model = onnx.helper.make_model(
             graph,
@@ -58,7 +58,12 @@ class OneOpModels:
         return folder / "model.onnx"
 
     def open(
-        self, name: str, attributes: Attributes, inputs: Arrays, optimized: Path | None = None
+        self,
+        name: str,
+        attributes: Attributes,
+        inputs: Arrays,
+        optimized: Path | None = None,
+        first_byte: int = 0,
     ) -> ort.InferenceSession:
         """A session of the model; ``optimized`` is where to save what onnxruntime made of it."""
         options = ort.SessionOptions()
@@ -68,7 +73,7 @@ class OneOpModels:
         if optimized is not None:
             options.log_severity_level = 3  # it warns that the saved graph is for this machine
             options.optimized_model_filepath = str(optimized)
-        path = self.write(name, attributes, inputs)
+        path = self.write(name, attributes, inputs, first_byte)
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, name: str, attributes: Attributes, inputs: Arrays) -> list[Array]:
@@ -107,8 +112,8 @@ def _node(name: str, attributes: Attributes, inputs: Arrays) -> onnx.NodeProto:
     )
 
 
-def _write_weights(path: Path, inputs: Arrays) -> list[onnx.TensorProto]:
-    tensors, offset = [], 0
+def _write_weights(path: Path, inputs: Arrays, first_byte: int) -> list[onnx.TensorProto]:
+    tensors, offset = [], first_byte
     with path.open("wb") as file:
         for name, value in inputs.items():
             if not is_weight(name):

@@ -12,43 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
+from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.export.model import ops as torch_ops
 from shoal.graphs.ops.latent_attention import float_latent_attention, latent_attention
-from shoal.graphs.quantize import BLOCK_SIZES, Floats, quantize_blocks
-
-SCALE = 0.17
+from shoal.graphs.quantize import Floats
+from shoal.graphs.recipes import BLOCK_SIZES
 
 torch_attention: Any = torch_ops.latent_attention
-
-
-def float_inputs(
-    seed: int, t: int, s: int, *, h: int = 3, n: int = 12, r: int = 8, c: int = 32, v: int = 10
-) -> dict[str, Array]:
-    """Random inputs: t new tokens in a cache of s rows."""
-    rng = np.random.default_rng(seed)
-    shapes = {
-        "q_nope": (1, t, h, n),
-        "q_rope": (1, t, h, r),
-        "latent": (1, t, c),
-        "k_rope": (1, t, r),
-        "cache": (1, s, c + r),
-        "w_uk": (h, n, c),
-        "w_uv": (h, v, c),
-    }
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-
-
-def int8_inputs(inputs: dict[str, Array], block_size: int) -> dict[str, Array]:
-    """The same with w_uk and w_uv quantized."""
-    quantized: dict[str, Array] = {}
-    for name, value in inputs.items():
-        if name in ("w_uk", "w_uv"):
-            quantized[name], quantized[f"{name}_scales"] = quantize_blocks(value, block_size)
-        else:
-            quantized[name] = value
-    return quantized
 
 
 def check_float(models: OneOpModels, inputs: dict[str, Array]) -> None:

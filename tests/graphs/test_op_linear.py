@@ -12,7 +12,8 @@ from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
 from shoal.graphs.ops import embedding, linear
-from shoal.graphs.quantize import BLOCK_SIZES, dequantize_blocks, quantize_blocks
+from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 
@@ -48,6 +49,58 @@ def test_linear_forms_agree(
     inputs: dict[str, Array] = {"x": x, "weight": weight, "weight_scales": scales}
     (found,) = models.run("Linear", attributes, inputs)
     assert_near(found, expected, FLOAT32_SUMS)
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(lead=shapes, blocks=st.integers(1, 5), n=st.integers(1, 40), seed=st.integers(0, 99))
+def test_precise_linear_forms_agree(
+    models: OneOpModels, block_size: int, lead: tuple[int, ...], blocks: int, n: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    k = blocks * block_size
+    x = rng.standard_normal((*lead, k), np.float32)
+    x[..., rng.integers(k)] *= 50  # outliers are what the op is for
+    codes, scales = quantize_blocks(rng.standard_normal((n, k), np.float32), block_size)
+    weight = codes.reshape(n, blocks, block_size)
+    expected = linear.precise_linear(x, weight, scales)
+    attributes = {"K": k, "N": n, "block_size": block_size}
+    inputs: dict[str, Array] = {"x": x, "weight": weight, "weight_scales": scales}
+    (found,) = models.run("PreciseLinear", attributes, inputs)
+    floats = dequantize_blocks(codes, scales)
+    # A tie of the second term may be rounded either way; its step is 1 / 254 of the first one's.
+    tie = np.abs(x).max() / 127 / 254 * np.abs(floats).max()
+    assert_near(found, expected, FLOAT32_SUMS, tie)
+    rounded = torch_ops.fake_quantize(torch.from_numpy(x), block_size, terms=2)
+    by_torch = torch_ops.linear(rounded, torch.from_numpy(floats)).numpy()
+    assert_near(by_torch, expected, FLOAT32_SUMS, tie)
+    assert_near(found, linear.float_linear(x, floats), FLOAT32_SUMS, k * tie)
+
+
+def test_precise_linear_loses_a_hundredth_of_what_linear_loses(
+    models: OneOpModels, rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal((9, 256), np.float32)
+    x[:, ::64] *= 30
+    codes, scales = quantize_blocks(rng.standard_normal((33, 256), np.float32), 64)
+    inputs: dict[str, Array] = {"x": x, "weight": codes.reshape(33, 4, 64), "weight_scales": scales}
+    exact = linear.float_linear(x, dequantize_blocks(codes, scales))
+    errors = [
+        np.abs(models.run(op, {"K": 256, "N": 33, "block_size": 64}, inputs)[0] - exact).mean()
+        for op in ("Linear", "PreciseLinear")
+    ]
+    assert errors[1] < errors[0] / 100
+
+
+@pytest.mark.parametrize("op", ["Linear", "PreciseLinear"])
+def test_zeros_and_tiny_values_give_zeros(models: OneOpModels, op: str) -> None:
+    x = np.zeros((2, 64), np.float32)
+    x[1] = 1e-42  # below the smallest normal float32
+    weight = np.full((3, 2, 32), 255, np.uint8)
+    inputs: dict[str, Array] = {"x": x, "weight": weight, "weight_scales": np.ones((3, 2), "f")}
+    (found,) = models.run(op, {"K": 64, "N": 3, "block_size": 32}, inputs)
+    assert (found[0] == 0).all()
+    assert (np.abs(found[1]) < 1e-36).all()
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)

@@ -9,33 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.tolerances import FLOAT32_SUMS, ROUNDING_TIE
+from tests.graphs.op_inputs import E, choose, grid, tie_bound, with_nobody
+from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
-from shoal.graphs.ops.linear import linear
-from shoal.graphs.ops.sparse_experts import float_sparse_experts, sparse_experts, swiglu
-from shoal.graphs.quantize import BLOCK_SIZES, Floats, dequantize_blocks, quantize_blocks
-
-E, K = 6, 3
+from shoal.graphs.ops.sparse_experts import float_sparse_experts, sparse_experts
+from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 
 torch_experts: Any = torch_ops.sparse_experts
-
-
-def grid(rng: np.random.Generator, shape: tuple[int, ...], block_size: int) -> Floats:
-    """Activations that lie on the int8 grid, so that every form gives them the same codes."""
-    signed = rng.integers(-127, 128, shape)
-    signed[..., ::block_size] = 127
-    return signed.astype(np.float32) * np.float32(1 / 64)
-
-
-def choose(
-    rng: np.random.Generator, lead: tuple[int, ...], num_experts: int = E, num_chosen: int = K
-) -> dict[str, Array]:
-    """Distinct random experts for each token, with weights."""
-    ids = np.argsort(rng.random((*lead, num_experts)), axis=-1)[..., :num_chosen]
-    return {"expert_ids": ids, "expert_weights": rng.random(ids.shape, np.float32)}
 
 
 def check_forms(
@@ -84,32 +67,6 @@ def check_int8(models: OneOpModels, inputs: dict[str, Array], block_size: int) -
     assert_near(by_torch.numpy(), expected, FLOAT32_SUMS, bound)
 
 
-def tie_bound(
-    x: Floats,
-    expert_ids: NDArray[np.int64],
-    expert_weights: Floats,
-    gate_up: Array,
-    gate_up_scales: Floats,
-    down: Array,
-    down_scales: Floats,
-) -> Floats:
-    """What it may cost that hidden values close to a rounding tie are rounded the other way."""
-    block_size = gate_up.shape[-1] // gate_up_scales.shape[-1]
-    bound = np.zeros_like(x)
-    for token in np.ndindex(expert_ids.shape[:-1]):
-        for e, weight in zip(expert_ids[token], expert_weights[token], strict=True):
-            if e == len(gate_up):
-                continue
-            blocks = gate_up[e].reshape(*gate_up_scales[e].shape, -1)
-            hidden = swiglu(linear(x[token], blocks, gate_up_scales[e])).reshape(-1, block_size)
-            step = np.abs(hidden).max(axis=-1, keepdims=True) / 127
-            position = hidden / step
-            is_tie = np.abs(position - np.floor(position) - 0.5) < ROUNDING_TIE
-            flips = np.where(is_tie, step, 0).reshape(-1)
-            bound[token] += weight * np.abs(dequantize_blocks(down[e], down_scales[e])) @ flips
-    return bound
-
-
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("lead", [(1,), (1, 1), (1, 7), (2, 3)])
 def test_forms_agree(
@@ -141,14 +98,6 @@ def test_all_tokens_on_one_expert(models: OneOpModels, rng: np.random.Generator)
 def test_experts_that_nobody_chose(models: OneOpModels, rng: np.random.Generator) -> None:
     ids = np.tile(np.array([[5, 2]]), (4, 1))
     check_forms(models, rng, {"expert_ids": ids, "expert_weights": rng.random((4, 2), np.float32)})
-
-
-def with_nobody(
-    rng: np.random.Generator, chosen: dict[str, Array], share: float
-) -> dict[str, Array]:
-    """Some of the chosen experts become the id that is no expert."""
-    ids = chosen["expert_ids"]
-    return chosen | {"expert_ids": np.where(rng.random(ids.shape) < share, E, ids)}
 
 
 @pytest.mark.parametrize("share", [0.4, 1.0])

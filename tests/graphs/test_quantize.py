@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from shoal.graphs.errors import ExportError
 from shoal.graphs.quantize import (
-    BLOCK_SIZES,
     Floats,
     block_size_for,
     dequantize_blocks,
@@ -18,6 +17,7 @@ from shoal.graphs.quantize import (
     quantize_activations,
     quantize_blocks,
 )
+from shoal.graphs.recipes import BLOCK_SIZES
 
 finite = st.floats(-(2.0**127), 2.0**127, width=32)
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_latent_attention import SCALE, float_inputs, int8_inputs
+from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.graphs.ops.latent_attention import latent_attention
-from shoal.graphs.quantize import BLOCK_SIZES
+from shoal.graphs.recipes import BLOCK_SIZES
 
 Inputs = dict[str, Array]
 NEW = ("q_nope", "q_rope", "latent", "k_rope")

@@ -36,6 +36,18 @@ print(opened - before, read_resident().anonymous_bytes - opened)
 """
 
 
+# Opens a bundle, computes one token, says so, and stays until its input ends.
+STAYING = """
+import sys
+from pathlib import Path
+from shoal.runtime import open_bundle
+model = open_bundle(Path(sys.argv[1]), kernels="native", threads=1)
+model.new_context().prefill([0])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture
 def native(int8_bundle: Path, library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(session, "find_library", lambda: library)
@@ -86,6 +98,46 @@ def test_opening_and_running_copies_no_weights(int8_bundle: Path, library: Kerne
     opened, ran = map(int, done.stdout.split())
     assert opened < weight_bytes / 4, f"opening took {opened} bytes, the weights are {weight_bytes}"
     assert ran < weight_bytes / 4, f"a token took {ran} bytes, the weights are {weight_bytes}"
+
+
+def test_two_processes_on_one_bundle_share_its_memory(
+    int8_bundle: Path, library: KernelLibrary
+) -> None:
+    if find_library() != library:
+        pytest.skip("the library was built for the tests only; a subprocess would not find it")
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("this system does not say which pages processes share")
+    command = [sys.executable, "-c", STAYING, str(int8_bundle)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            sizes = mapped_sizes(process.pid, str(int8_bundle / "weights.bin"))
+            assert sizes["Rss"] > 1_000_000
+            assert sizes["Anonymous"] == 0  # no page is a copy
+            # Which neighbours of a page are mapped with it differs from process to process.
+            assert sizes["Shared_Clean"] + sizes["Shared_Dirty"] > sizes["Rss"] / 2
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def mapped_sizes(pid: int, path: str) -> dict[str, int]:
+    """Bytes by kind, summed over a process's mappings of a file."""
+    sizes: dict[str, int] = {}
+    is_inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            is_inside = line.endswith(path)
+        elif is_inside and rest[-1] == "kB":
+            sizes[first[:-1]] = sizes.get(first[:-1], 0) + int(rest[0]) * 1024
+    return sizes
 
 
 def test_contexts_in_several_threads_do_not_disturb_each_other(native: Model) -> None:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.test_op_sparse_experts import choose, grid, tie_bound, with_nobody
+from tests.graphs.op_inputs import choose, grid, tie_bound, with_nobody
 from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.sparse_experts import sparse_experts
-from shoal.graphs.quantize import BLOCK_SIZES, quantize_blocks
+from shoal.graphs.quantize import quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
 Inputs = dict[str, Array]

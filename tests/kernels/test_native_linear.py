@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.graphs.ops.linear import linear
-from shoal.graphs.quantize import BLOCK_SIZES, quantize_blocks
+from shoal.graphs.quantize import quantize_blocks
+from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
 Inputs = dict[str, Array]
@@ -90,6 +93,60 @@ def test_all_leading_dimensions_are_kept(models: OneOpModels) -> None:
     flat = run(models, inputs)
     folded = run(models, inputs | {"x": inputs["x"].reshape(2, 3, 64)})
     assert np.array_equal(folded, flat.reshape(2, 3, 10))
+
+
+@pytest.mark.parametrize("shift", [1, 3, 4])
+def test_no_address_has_to_be_aligned_for_vectors(models: OneOpModels, shift: int) -> None:
+    inputs = make_inputs(9, tokens=17, blocks=3, n=21, block_size=32)
+    expected = run(models, inputs)
+    attributes = {"K": 96, "N": 21, "block_size": 32}
+    session = models.open("Linear", attributes, inputs, first_byte=4 * shift)
+    floats = np.zeros(inputs["x"].size + 16, np.float32)
+    odd = 1 + (-floats.ctypes.data // 4) % 16  # one float past a cache line
+    x = floats[odd : odd + inputs["x"].size].reshape(inputs["x"].shape)
+    x[:] = inputs["x"]
+    y = np.zeros(expected.size + 1, np.float32)[1:].reshape(expected.shape)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    session.run_with_iobinding(binding)
+    assert np.array_equal(y, expected)
+
+
+def test_a_second_run_gives_the_same_bits(threaded_models: OneOpModels) -> None:
+    inputs = make_inputs(10, tokens=50, blocks=4, n=333, block_size=64)
+    attributes = {"K": 256, "N": 333, "block_size": 64}
+    session = threaded_models.open("Linear", attributes, inputs)
+    first = session.run(None, {"x": inputs["x"]})[0]
+    assert all(np.array_equal(session.run(None, {"x": inputs["x"]})[0], first) for _ in range(9))
+
+
+# Opens models that differ in the size of the weight, runs each, and prints how much anonymous
+# memory that took.
+GROWTH = """
+import sys
+from pathlib import Path
+from shoal.runtime.memory import read_resident
+from tests.graphs.one_op import OneOpModels
+from tests.kernels.test_native_linear import make_inputs
+models = OneOpModels(Path(sys.argv[2]), Path(sys.argv[1]))
+for n in (64, 64, 32768):
+    inputs = make_inputs(1, 1, 8, n, 128)
+    session = models.open("Linear", {"K": 1024, "N": n, "block_size": 128}, inputs)
+    before = read_resident().anonymous_bytes
+    session = models.open("Linear", {"K": 1024, "N": n, "block_size": 128}, inputs)
+    session.run(None, {"x": inputs["x"]})
+    print(read_resident().anonymous_bytes - before)
+"""
+
+
+def test_anonymous_memory_does_not_grow_with_the_weights(
+    library: KernelLibrary, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", GROWTH, str(library.path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    _, small, large = map(int, done.stdout.split())
+    assert large - small < 4_000_000, f"{small} and {large} bytes for 64 kB and 34 MB of weights"
 
 
 def test_zeros_stay_zero(models: OneOpModels) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ import hashlib, os, sys
 from pathlib import Path
 from shoal.runtime.kernels.library import find_library
 from tests.graphs.one_op import OneOpModels
-from tests.graphs.test_op_latent_attention import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
 library = Path(sys.argv[1])
@@ -51,20 +52,27 @@ for isa in find_library(library).isas:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A library built with sanitizers, and the runtime to load before Python."""
+    """A library built with sanitizers, and what to load before Python."""
     path = tmp_path_factory.mktemp("sanitized") / "libshoal_kernels.so"
     try:
         build_library(path, FLAGS)
     except KernelBuildError as error:
         pytest.skip(f"the compiler has no sanitizers: {error}")
-    command = [find_compiler(), "-print-file-name=libasan.so"]
-    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(runtime).is_absolute():
+    # libstdc++ too: the sanitizer looks for the function that throws when it is loaded.
+    runtimes = [runtime_file(name) for name in ("libasan.so", "libstdc++.so.6")]
+    if not all(Path(runtime).is_absolute() for runtime in runtimes):
         pytest.skip("the sanitizer runtime of this compiler cannot be loaded before Python")
-    return path, runtime
+    return path, " ".join(runtimes)
 
 
-def test_no_kernel_leaves_its_memory(sanitized: tuple[Path, str], tmp_path: Path) -> None:
+def runtime_file(name: str) -> str:
+    """Where the compiler keeps a library; only the name if it has none."""
+    command = [*shlex.split(find_compiler()), f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run_sanitized(sanitized: tuple[Path, str], *arguments: str) -> list[str]:
+    """Lines that Python prints when it runs these arguments with the library in argv[1]."""
     path, runtime = sanitized
     environment = os.environ | {
         "LD_PRELOAD": runtime,
@@ -72,9 +80,23 @@ def test_no_kernel_leaves_its_memory(sanitized: tuple[Path, str], tmp_path: Path
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     environment.pop("SHOAL_ISA", None)
-    command = [sys.executable, "-c", EXERCISE, str(path), str(tmp_path)]
+    command = [sys.executable, *arguments[:2], str(path), *arguments[2:]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    checksums = dict(line.split() for line in done.stdout.splitlines())
+    return done.stdout.splitlines()
+
+
+def test_no_kernel_leaves_its_memory(sanitized: tuple[Path, str], tmp_path: Path) -> None:
+    checksums = dict(
+        line.split() for line in run_sanitized(sanitized, "-c", EXERCISE, str(tmp_path))
+    )
     assert "portable" in checksums
     assert len(set(checksums.values())) == 1, checksums
+
+
+def test_damaged_inputs_are_refused(sanitized: tuple[Path, str], tmp_path: Path) -> None:
+    arguments = ("-m", "tests.kernels.fuzz", str(tmp_path), "--cases", "200")
+    lines = run_sanitized(sanitized, *arguments)
+    counts = {outcome: int(count) for count, _, outcome in (line.partition(" ") for line in lines)}
+    assert set(counts) == {"ran", "refused before", "refused by the kernel"}
+    assert counts["refused by the kernel"] > 50

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.small_model import SMALL_MODEL
 
-from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
+from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo, checksum
 
 
 def file_info(content: bytes) -> FileInfo:
@@ -31,7 +32,7 @@ class FakeBundle:
         self.manifest = Manifest(
             shoal_version="0.1.0",
             weights="int8",
-            model=model_info(),
+            model=SMALL_MODEL,
             graphs={"decoder": "decoder.onnx", "head": "head.onnx"},
             files={name: file_info(content) for name, content in self.contents.items()},
             tensors={
@@ -57,29 +58,6 @@ class FakeBundle:
         if seal:
             content["manifest_sha256"] = checksum(content)
         (self.folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def model_info() -> ModelInfo:
-    return ModelInfo(
-        model_type="deepseek_v3",
-        vocab_size=16,
-        hidden_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        kv_lora_rank=4,
-        qk_nope_head_dim=2,
-        qk_rope_head_dim=2,
-        v_head_dim=2,
-        max_position_embeddings=64,
-        moe_layers=(1, 2),
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        num_mtp_layers=0,
-        parameters=1000,
-        active_parameters=500,
-        eos_token_ids=(1,),
-        bos_token_id=0,
-    )
 
 
 @pytest.fixture

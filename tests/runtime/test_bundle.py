@@ -3,11 +3,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from shoal.graphs.errors import BundleError, RuntimeFailure
-from shoal.runtime import bundle as bundle_module
 from shoal.runtime.bundle import Bundle
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_may_not_be_read_is_one_line(fake_bundle, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(bundle_module.Path, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(BundleError, match=r"cannot be read .*Permission denied"):
         Bundle.open(fake_bundle.folder)
 

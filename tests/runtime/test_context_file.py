@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime import context_file, open_bundle
+from shoal.runtime import open_bundle
 
 IDS = list(range(40, 640, 11))
 
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(model, saved, tmp_path
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(context_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RuntimeFailure, match=r"could not be saved \(No space left on device\)"):
         model.load_context(path).save(path)
     assert path.read_bytes() == saved.read_bytes()

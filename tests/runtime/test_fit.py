@@ -209,6 +209,18 @@ def test_weights_beyond_memory_are_said_to_come_from_disk() -> None:
     assert warnings_for(need, own + 26_000_000_000) == []
 
 
+def test_limits_of_the_process_alone_do_not_push_weights_to_disk() -> None:
+    need = bundle_need(manifest(), "native")
+    own = need.anonymous_bytes(512)
+    for limits in (
+        {"memory": memory(1 << 34), "max_memory": own + 1},
+        {"memory": memory(own + 1, limited_by="the limit of data (ulimit -d)")},
+    ):
+        room = find_room(need, resident=None, threads=1, **limits)
+        assert room is not None
+        assert fit.fit_warnings("b", need, room, 512) == []
+
+
 def test_memory_in_swap_is_said() -> None:
     need = bundle_need(manifest(), "native")
     own = need.anonymous_bytes(512)
@@ -242,6 +254,8 @@ def test_the_command_refuses_in_one_line(
     assert err.count("\n") == 1
 
 
+MARGIN_BYTES = 8 * MB  # what Python itself takes and gives back meanwhile
+
 # Leaves itself as much address space as the estimate says, and a given number of bytes more.
 LIMITED = """
 import resource, sys
@@ -265,7 +279,7 @@ print("ran", context.position)
 
 @pytest.mark.parametrize("kernels", ["native", "portable"])
 def test_what_is_said_to_fit_into_a_real_limit_does(kernels: str, int8_bundle: Path) -> None:
-    done = limited(int8_bundle, kernels, 2 * MB)
+    done = limited(int8_bundle, kernels, MARGIN_BYTES)
     assert (done.stdout, done.stderr) == ("ran 512\n", "")
 
 
@@ -273,7 +287,7 @@ def test_what_is_said_to_fit_into_a_real_limit_does(kernels: str, int8_bundle: P
 def test_what_does_not_fit_into_a_real_limit_is_refused_before_loading(
     kernels: str, int8_bundle: Path
 ) -> None:
-    done = limited(int8_bundle, kernels, -2 * MB)
+    done = limited(int8_bundle, kernels, -MARGIN_BYTES)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"shoal.graphs.errors.RuntimeFailure: {int8_bundle}: {kernels} kernels")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime import latent_cache
 from shoal.runtime.latent_cache import LatentCache
 from shoal.runtime.memory import Memory
 
@@ -67,7 +66,7 @@ def test_a_cache_larger_than_memory_is_refused_and_the_rows_stay(monkeypatch):
     cache = new_cache(max_length=10**9)
     fill(cache, 0, 10)
     memory = Memory(total_bytes=10**6, available_bytes=10**5, limit_bytes=None)
-    monkeypatch.setattr(latent_cache, "read_memory", lambda: memory)
+    monkeypatch.setattr("shoal.runtime.latent_cache.read_memory", lambda: memory)
     with pytest.raises(RuntimeFailure, match="2000 tokens take 0 MB, more than is free"):
         cache.reserve(2000)
     np.testing.assert_array_equal(cache.rows(0)[:, 0], np.arange(10))
@@ -84,7 +83,7 @@ def test_an_allocation_that_fails_half_way_leaves_the_rows(monkeypatch):
             raise MemoryError
         return real(shape, dtype)
 
-    monkeypatch.setattr(latent_cache.np, "empty", failing_empty)
+    monkeypatch.setattr(np, "empty", failing_empty)
     with pytest.raises(RuntimeFailure, match="latent cache"):
         cache.reserve(500)
     monkeypatch.undo()

@@ -74,7 +74,9 @@ def model(fp32_bundle: Path) -> Model:
 def lm(fp32_bundle: Path) -> ShoalLM:
     found = get_model("shoal")
     assert found is ShoalLM
-    return ShoalLM.create_from_arg_string(f"pretrained={fp32_bundle},threads=1,max_length=64")
+    arguments = f"pretrained={fp32_bundle},threads=1,max_length=64"
+    lm: ShoalLM = ShoalLM.create_from_arg_string(arguments)
+    return lm
 
 
 def by_hand(model: Model, context: list[int], ids: list[int]) -> tuple[float, bool]:
@@ -154,7 +156,7 @@ def test_loglikelihoods_come_in_the_order_of_the_requests(lm: ShoalLM, model: Mo
     found = lm.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
     bos = model.encode("")
     for (context, choice), (score, is_greedy) in zip(pairs, found, strict=True):
-        before = model.encode(context) if context else [model.manifest.model.bos_token_id]
+        before = model.encode(context) if context else [lm.prefix_token_id]
         ids = model.encode(context + choice)[len(before) :] if context else model.encode(choice)
         if not context and bos:
             ids = ids[len(bos) :]
@@ -200,6 +202,20 @@ def test_answers_stop_where_the_task_says(lm: ShoalLM, model: Model) -> None:
     assert found[0] == "".join(expected.pieces())
     cut = model.encode(" ".join(PROMPTS * 20))[-(lm.max_length - 8) :]
     assert found[2] == "".join(model.generate(cut, max_new_tokens=8, stop=["\n"]).pieces())
+
+
+def test_chats_are_the_text_of_the_template_and_begin_once(
+    fp32_bundle: Path, lm: ShoalLM, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bos = model.decode([lm.prefix_token_id], skip_special_tokens=False)
+    source = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(type(lm.model), "_template_source", (source, "here"))
+    text = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
+    assert text == f"{bos}<|user|>Hello"
+    ids = lm.tok_encode(text)
+    assert ids == model.encode(text, add_special_tokens=False)
+    assert ids.count(lm.prefix_token_id) == 1
+    assert lm.tok_encode("Hello") == model.encode("Hello")
 
 
 @pytest.mark.parametrize(

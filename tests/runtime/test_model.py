@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,7 +13,7 @@ from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
 from shoal.runtime import open_bundle, session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.session import default_threads
+from shoal.runtime.machine import default_threads, read_cpu
 
 TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
@@ -57,7 +58,7 @@ def refusal(error, folder):
 def test_options_are_reported_and_defaults_chosen(fp32_bundle, int8_bundle):
     best = "native" if isinstance(find_library(), KernelLibrary) else "portable"
     model = open_bundle(str(int8_bundle), kernels="auto")
-    assert (model.threads, model.kernels) == (default_threads(), best)
+    assert (model.threads, model.kernels) == (default_threads(read_cpu()), best)
     assert model.config["model_type"] == "deepseek_v3"
     assert open_bundle(int8_bundle, threads=3, kernels="portable").kernels == "portable"
     assert open_bundle(fp32_bundle, threads=3, kernels="portable").threads == 3
@@ -91,7 +92,8 @@ def test_text_goes_to_ids_and_back(fp32_bundle):
     assert model.encode("Once upon a time", add_special_tokens=False) == ids[1:]
     assert model.decode(ids) == "Once upon a time"
     assert model.decode(ids, skip_special_tokens=False).startswith("<|begin_of_sentence|>")
-    for wrong in (3, "\ud800"):
+    wrongs: tuple[Any, ...] = (3, "\ud800")
+    for wrong in wrongs:
         with pytest.raises(InputError, match="encode expects"):
             model.encode(wrong)
     with pytest.raises(InputError, match="token id 4096"):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import platform
+import struct
 import subprocess
 import sys
 
 import pytest
 
 from shoal.graphs.errors import RuntimeFailure
-from shoal.runtime import requirements
 from shoal.runtime.requirements import check_machine, onnxruntime_error
 
 # Stands in for the installed onnxruntime, then opens a bundle through the command.
@@ -23,22 +24,22 @@ def test_this_machine_will_do() -> None:
 
 
 def test_32_bit_arm_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements.struct, "calcsize", lambda code: 4)
-    monkeypatch.setattr(requirements.platform, "machine", lambda: "armv7l")
+    monkeypatch.setattr(struct, "calcsize", lambda code: 4)
+    monkeypatch.setattr(platform, "machine", lambda: "armv7l")
     with pytest.raises(RuntimeFailure, match=r"32-bit on armv7l; .*64-bit Raspberry Pi OS"):
         check_machine()
 
 
 def test_a_32_bit_system_on_a_64_bit_board_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements.struct, "calcsize", lambda code: 4)
-    monkeypatch.setattr(requirements.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(struct, "calcsize", lambda code: 4)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(RuntimeFailure, match="32-bit on aarch64"):
         check_machine()
 
 
 def test_big_endian_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements.sys, "byteorder", "big")
-    monkeypatch.setattr(requirements.platform, "machine", lambda: "s390x")
+    monkeypatch.setattr(sys, "byteorder", "big")
+    monkeypatch.setattr(platform, "machine", lambda: "s390x")
     with pytest.raises(RuntimeFailure, match="s390x is big-endian here"):
         check_machine()
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <initializer_list>
 #include <stdexcept>
@@ -66,8 +67,9 @@ class Call {
   void expect_shape(const char* name, const Shape& found, const Shape& expected) const;
   [[noreturn]] void fail(const std::string& message) const;
 
-  // Runs task(i) for i in 0..count-1 on the runtime's threads; the caller takes part. The first
-  // exception of a task is thrown here, after all have ended.
+  // Runs task(i) for i in 0..count-1 on the runtime's threads; the caller takes part. The message
+  // of a task's first exception is thrown here, after all have ended. (std::exception_ptr would do
+  // it for any type, but needs a libstdc++ newer than that of the systems onnxruntime runs on.)
   template <class Task>
   void parallel(int64_t count, const Task& task) const {
     if (count <= 0) return;
@@ -78,7 +80,7 @@ class Call {
     struct Shared {
       const Task* task;
       std::atomic<bool> has_failed{false};
-      std::exception_ptr error;
+      char error[256] = {};
     } shared;
     shared.task = &task;
     run_parallel(
@@ -86,12 +88,13 @@ class Call {
           auto* all = static_cast<Shared*>(data);
           try {
             (*all->task)(static_cast<int64_t>(index));
-          } catch (...) {
-            if (!all->has_failed.exchange(true)) all->error = std::current_exception();
+          } catch (const std::exception& error) {
+            if (all->has_failed.exchange(true)) return;
+            std::strncpy(all->error, error.what(), sizeof(all->error) - 1);
           }
         },
         static_cast<size_t>(count), &shared);
-    if (shared.error) std::rethrow_exception(shared.error);
+    if (shared.has_failed) throw std::runtime_error(shared.error);
   }
 
  private:

@@ -36,6 +36,10 @@ struct Int8Weight {
   const float* scales;   // [rows, k / block]
   int64_t k;
   int64_t block;  // 16, 32, 64, 128 or 256; divides k
+
+  // The codes that the caller will multiply next, to be fetched meanwhile; null: the rows that
+  // follow. Addresses past the weight do no harm.
+  const uint8_t* then = nullptr;
 };
 
 struct Isa {

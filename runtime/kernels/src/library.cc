@@ -48,7 +48,14 @@ SHOAL_EXPORT Status* SHOAL_ORT_CALL RegisterCustomOps(SessionOptions* options,
   static std::mutex mutex;  // sessions may be made in several threads
   const std::lock_guard<std::mutex> lock(mutex);
   const Api* api = base->get_api(shoal::ort::kApiVersion);
-  if (api == nullptr) return nullptr;  // older than any supported onnxruntime; nothing can be said
+  if (api == nullptr) {
+    const Api* oldest = base->get_api(1);  // every runtime has it, and it can make an error
+    const std::string text = "onnxruntime " + std::string(base->get_version_string()) +
+                             " is too old for the shoal kernels: expected interface version " +
+                             std::to_string(shoal::ort::kApiVersion) +
+                             "; upgrade onnxruntime or use kernels portable";
+    return shoal::ort::create_status(oldest)(shoal::ort::kFail, text.c_str());
+  }
   shoal::g_api = api;
   shoal::g_isa = shoal::choose_isa();
   if (shoal::g_isa == nullptr) {

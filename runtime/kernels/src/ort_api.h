@@ -3,7 +3,7 @@
 // onnxruntime's Python packages come without headers. What is needed is small and stable: the
 // runtime hands out one table of function pointers to which entries are only ever appended, so an
 // entry is known by its place. Places and signatures below are facts of that binary interface;
-// tests/runtime/test_kernel_library.py runs all of them.
+// tests/kernels runs all of them.
 #pragma once
 
 #include <cstddef>

@@ -93,7 +93,7 @@ void compute_hidden(const Int8Weight& gate_up, const Sizes& sizes, const Group& 
 }
 
 // Outputs first..first+count-1 of all tokens.
-void compute_outputs(const Int8Weight& down, const Sizes& sizes, const std::vector<Group>& groups,
+void compute_outputs(Int8Weight down, const Sizes& sizes, const std::vector<Group>& groups,
                      const std::vector<int64_t>& order, const float* weights, int64_t first,
                      int64_t count, const Int8Rows& hidden_slots, float* y) {
   ScratchLayout layout;
@@ -103,7 +103,11 @@ void compute_outputs(const Int8Weight& down, const Sizes& sizes, const std::vect
   for (int64_t t = 0; t < sizes.tokens; ++t) {
     std::memset(y + t * sizes.hidden + first, 0, static_cast<size_t>(count) * sizeof(float));
   }
-  for (const Group& group : groups) {
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const Group& group = groups[g];
+    const bool is_last = g + 1 == groups.size();
+    down.then =
+        is_last ? nullptr : down.codes + (groups[g + 1].expert * sizes.hidden + first) * down.k;
     for (int64_t s = 0; s < group.count; s += kStripSlots) {
       const int64_t strip = std::min(kStripSlots, group.count - s), slot = group.first + s;
       g_isa->product(down, group.expert * sizes.hidden + first, count,
@@ -187,11 +191,16 @@ void SparseExperts::compute(const Call& call) const {
     }
   });
 
-  const Int8Weight gate_up_weight{gate_up.data, gate_up_scales.data, sizes.hidden, block_};
-  const auto num_groups = static_cast<int64_t>(groups.size());
-  call.parallel(num_groups * width_blocks, [&](int64_t i) {
-    compute_hidden(gate_up_weight, sizes, groups[static_cast<size_t>(i / width_blocks)],
-                   i % width_blocks, x_slots, hidden_slots);
+  const auto num_tasks = static_cast<int64_t>(groups.size()) * width_blocks;
+  call.parallel(num_tasks, [&](int64_t i) {
+    const auto group_of = [&](int64_t task) {
+      return groups[static_cast<size_t>(task / width_blocks)];
+    };
+    Int8Weight weight{gate_up.data, gate_up_scales.data, sizes.hidden, block_};
+    if ((i + 1) % width_blocks == 0 && i + 1 < num_tasks) {
+      weight.then = gate_up.data + group_of(i + 1).expert * 2 * sizes.width * sizes.hidden;
+    }
+    compute_hidden(weight, sizes, group_of(i), i % width_blocks, x_slots, hidden_slots);
   });
 
   const Int8Weight down_weight{down.data, down_scales.data, sizes.width, block_};

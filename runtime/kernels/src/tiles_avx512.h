@@ -14,7 +14,7 @@ namespace shoal {
 namespace {
 
 constexpr int64_t kPanelRows = 32;
-constexpr int64_t kManyTokens = 12;  // from here on packing pays
+constexpr int64_t kManyTokens = 8;  // from here on packing pays
 constexpr int kTileTokens = 6;
 
 struct Panel {
@@ -77,9 +77,27 @@ void pack(const Int8Weight& weight, int64_t first, int64_t valid, const Panel& p
   }
 }
 
+// The codes of the next panel, brought nearer a few at a time while this one is computed: packing
+// would otherwise wait for memory while the multipliers idle, and they for packing.
+struct Ahead {
+  const uint8_t* at;
+  const uint8_t* end;
+  int64_t step_bytes;  // for each block of each register tile
+
+  Ahead(const uint8_t* next, const Int8Weight& weight, int64_t tokens)
+      : at(next), end(next + kPanelRows * weight.k) {
+    const int64_t steps = (tokens + kTileTokens - 1) / kTileTokens * (weight.k / weight.block);
+    step_bytes = (kPanelRows * weight.k + steps - 1) / steps;
+  }
+  void step() {
+    const uint8_t* until = at + step_bytes < end ? at + step_bytes : end;
+    for (; at < until; at += 64) fetch(at);
+  }
+};
+
 template <int Tokens>
 void panel_tile(const Int8Weight& weight, const Panel& panel, int64_t valid, const Int8Rows& x,
-                int64_t token, float* y, int64_t y_stride) {
+                int64_t token, float* y, int64_t y_stride, Ahead* ahead) {
   const int64_t blocks = weight.k / weight.block;
   const int8_t* codes[Tokens];
   for (int t = 0; t < Tokens; ++t) codes[t] = x.codes + (token + t) * weight.k;
@@ -87,6 +105,7 @@ void panel_tile(const Int8Weight& weight, const Panel& panel, int64_t valid, con
   __m512 sums[Tokens][2];
   for (auto& each : sums) each[0] = each[1] = _mm512_setzero_ps();
   for (int64_t b = 0; b < blocks; ++b) {
+    ahead->step();
     __m512i dots[Tokens][2];
     for (int t = 0; t < Tokens; ++t) {
       dots[t][0] = dots[t][1] = _mm512_set1_epi32(x.offsets[(token + t) * blocks + b]);
@@ -135,12 +154,33 @@ void product_tiles(const Int8Weight& weight, int64_t first, int64_t count, const
   for (int64_t n = 0; n < count; n += kPanelRows) {
     const int64_t valid = count - n < kPanelRows ? count - n : kPanelRows;
     pack(weight, first + n, valid, panel);
+    const bool is_last = n + kPanelRows >= count;
+    const uint8_t* following = weight.codes + (first + n + valid) * weight.k;
+    Ahead ahead(is_last && weight.then != nullptr ? weight.then : following, weight, tokens);
     int64_t t = 0;
-    for (; t + kTileTokens <= tokens; t += kTileTokens) {
-      panel_tile<kTileTokens>(weight, panel, valid, x, t, y + n, y_stride);
+    const auto take = [&](auto tile) {
+      constexpr int kTile = decltype(tile)::value;
+      panel_tile<kTile>(weight, panel, valid, x, t, y + n, y_stride, &ahead);
+      t += kTile;
+    };
+    while (t + kTileTokens <= tokens) take(std::integral_constant<int, kTileTokens>{});
+    switch (tokens - t) {
+      case 5:
+        take(std::integral_constant<int, 5>{});
+        break;
+      case 4:
+        take(std::integral_constant<int, 4>{});
+        break;
+      case 3:
+        take(std::integral_constant<int, 3>{});
+        break;
+      case 2:
+        take(std::integral_constant<int, 2>{});
+        break;
+      case 1:
+        take(std::integral_constant<int, 1>{});
+        break;
     }
-    for (; t + 2 <= tokens; t += 2) panel_tile<2>(weight, panel, valid, x, t, y + n, y_stride);
-    if (t < tokens) panel_tile<1>(weight, panel, valid, x, t, y + n, y_stride);
   }
 }
 

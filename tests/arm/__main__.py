@@ -1,0 +1,184 @@
+"""The runtime on emulated ARM processors: ``python -m tests.arm``, which ``make test-arm`` calls.
+
+1. The emulator and an aarch64 Debian are put into a folder (build/arm, or what SHOAL_ARM_FOLDER
+   names); no root is needed. tiny-v3 is exported and packed with all wheels that the device needs,
+   which are installed from that file, as on a device without internet.
+2. This machine answers with the bundles (answers.py, op_cases.py).
+3. Each processor runs test_on_arm.py and some of the runtime's and kernels' own tests.
+4. test_from_arm.py goes on here with the contexts that were saved there.
+
+Emulation is 50 to 200 times slower than the machine, so the runtime's tests are chosen: everything
+that opens, refuses and keeps files runs on one processor, numerics by way of test_on_arm.py on all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.arm.answers import PACK, write_answers
+from tests.arm.op_cases import write_results
+from tests.arm.sysroot import CPUS, Sysroot, SysrootError
+
+from shoal.runtime.kernels.library import LIBRARY_FILE
+
+ROOT = Path(__file__).parents[2]
+TOOLS = (
+    *("pytest", "iniconfig", "pluggy", "packaging", "pygments", "hypothesis", "sortedcontainers"),
+    *("onnx", "ml_dtypes", "typing_extensions"),
+)
+
+# Exact whatever the processor, without hypothesis, in seconds: what a kernel must never get wrong.
+KERNEL_TESTS = (
+    "tests/kernels/test_kernel_library.py",
+    "tests/kernels/test_native_linear.py",
+    "tests/kernels/test_native_experts.py",
+    "tests/kernels/test_native_attention.py",
+)
+RUNTIME_TESTS = (
+    "tests/runtime/test_bundle.py",
+    "tests/runtime/test_context_pool.py",
+    "tests/runtime/test_latent_cache.py",
+    "tests/runtime/test_model.py",
+    "tests/runtime/test_privacy.py",
+    "tests/runtime/test_session.py",
+    "tests/runtime/test_tokenizer.py",
+)
+CHOSEN = {
+    "cortex-a72": KERNEL_TESTS,
+    "cortex-a76": RUNTIME_TESTS,
+    "neoverse-n1": (),
+    "max,sme=off": KERNEL_TESTS,
+}
+# forms_agree tries hundreds of shapes; op_cases.py has a few dozen. The other two build a library.
+LEFT_OUT = "not forms_agree and not no_compiler and not failed_build"
+
+
+def main() -> int:
+    """Prepare, run, compare; 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.arm", description=__doc__)
+    parser.add_argument("--wheels", type=Path, default=ROOT / "dist", help="of make wheels")
+    parser.add_argument("--cpu", choices=CPUS, action="append", help="only these processors")
+    parser.add_argument("--workers", type=int, default=2, help="processors at a time")
+    args = parser.parse_args()
+    folder = Path(os.environ.get("SHOAL_ARM_FOLDER", ROOT / "build" / "arm")).absolute()
+    try:
+        sysroot = prepare(folder, args.wheels)
+    except SysrootError as error:
+        sys.stderr.write(f"error: test-arm: {error}\n")
+        return 1
+    with ThreadPoolExecutor(args.workers) as pool:
+        passed = list(pool.map(lambda cpu: run_on(cpu, sysroot, folder), args.cpu or CPUS))
+    if not args.cpu:
+        passed.append(run_here(folder))
+    return 0 if all(passed) else 1
+
+
+def prepare(folder: Path, wheels: Path) -> Sysroot:
+    """Everything that the processors need, made anew except what was downloaded."""
+    start_s = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    sysroot = Sysroot(folder / "sysroot")
+    with ThreadPoolExecutor(2) as pool:
+        exports = pool.submit(export_bundles, folder)
+        sysroot.set_up()
+        sysroot.install_tools(TOOLS)
+        exports.result()
+    sysroot.install_device(pack_for_device(folder, wheels, sysroot.version))
+    write_answers(folder / "bundles", folder)
+    write_results(new_folder(folder / "ops"), LIBRARY_FILE, folder / "ops.npz")
+    print(f"set up in {time.monotonic() - start_s:.0f} s", flush=True)
+    return sysroot
+
+
+def pack_for_device(folder: Path, wheels: Path, python: str) -> Path:
+    """Pack as docs/deploy-arm.md says, and take out the wheels, which need no shoal yet."""
+    pack = folder / PACK
+    pack.unlink(missing_ok=True)
+    arguments = ["pack", str(folder / "bundles" / "tiny-int8"), str(pack), "--wheels", str(wheels)]
+    shoal(*arguments, "--fetch", "aarch64", "--python", python)
+    taken_out = new_folder(folder / "taken-out")
+    subprocess.run(["tar", "xf", str(pack), "-C", str(taken_out), "wheels"], check=True)
+    return taken_out / "wheels"
+
+
+def shoal(*arguments: str) -> None:
+    """The command, as it is installed here."""
+    command = [sys.executable, "-m", "shoal.runtime.cli", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SysrootError(f"shoal {arguments[0]}: {done.stderr.strip()}")
+
+
+def export_bundles(folder: Path) -> None:
+    """tiny-v3 in both kinds of weights."""
+    for weights in ("fp32", "int8"):
+        bundle = str(folder / "bundles" / f"tiny-{weights}")
+        options = ["--weights", weights, "--no-fidelity", "--force"]
+        shoal("export", "checkpoints/tiny-v3", bundle, *options)
+
+
+def new_folder(folder: Path) -> Path:
+    """The folder, empty."""
+    if folder.exists():
+        subprocess.run(["rm", "-r", str(folder)], check=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def run_on(cpu: str, sysroot: Sysroot, folder: Path) -> bool:
+    """The tests on one processor; prints a line, and all of the output if something failed."""
+    tests = ["tests/arm/test_on_arm.py", *CHOSEN[cpu], "-k", LEFT_OUT, "-m", "not slow"]
+    python = sysroot.python(cpu)
+    environment = environment_of(folder) | {
+        "PYTHONPATH": str(sysroot.tools),
+        "SHOAL_ARM_CPU": cpu,
+    }
+    return run_pytest(f"{cpu} ({CPUS[cpu].stands_for})", [str(python)], tests, environment, folder)
+
+
+def run_here(folder: Path) -> bool:
+    """What comes back from the processors, on this one."""
+    tests = ["tests/arm/test_from_arm.py"]
+    environment = environment_of(folder) | {"SHOAL_ARM_CPU": next(iter(CPUS))}
+    return run_pytest("contexts back on x86", [sys.executable], tests, environment, folder)
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Settings of the tests."""
+    return os.environ | {
+        "SHOAL_ARM_FOLDER": str(folder),
+        "SHOAL_TEST_BUNDLES": str(folder / "bundles"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run_pytest(
+    what: str, python: list[str], tests: list[str], environment: dict[str, str], folder: Path
+) -> bool:
+    """Run tests in one process; whether all passed."""
+    start_s = time.monotonic()
+    temporary = folder / "tmp" / re.sub(r"\W+", "-", what)
+    command = [*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp"]
+    command += [str(temporary), "--durations=5", *tests]
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    lines = (done.stdout + done.stderr).splitlines() or ["no output"]
+    passed = done.returncode == 0
+    print(f"{what}: {lines[-1]}, {time.monotonic() - start_s:.0f} s in all", flush=True)
+    if not passed:
+        print("\n".join(lines), flush=True)
+    (folder / "tmp" / f"{temporary.name}.log").write_text("\n".join(lines))
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

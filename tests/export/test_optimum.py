@@ -1,0 +1,190 @@
+"""Bundles behind the interface of transformers, against transformers' own model."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tolerances import BUNDLE_LOGITS
+from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM, pipeline
+
+from shoal.export.optimum import ShoalForCausalLM, causal_lm
+from shoal.export.optimum.context_cache import ContextCache
+from shoal.graphs.errors import InputError
+from shoal.runtime import open_bundle
+
+PROMPTS = ["And God said", "It is a truth universally acknowledged, that", "The"]
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_checkpoint: Path) -> Any:
+    return DeepseekV3ForCausalLM.from_pretrained(
+        tiny_checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def model(fp32_bundle: Path) -> ShoalForCausalLM:
+    return ShoalForCausalLM.from_pretrained(fp32_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(fp32_bundle: Path) -> Any:
+    return AutoTokenizer.from_pretrained(fp32_bundle, padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer: Any) -> Any:
+    """Three prompts of different lengths, padded on the left."""
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    assert 0 < batch["attention_mask"].sum() < batch["attention_mask"].numel()
+    return batch
+
+
+def test_greedy_tokens_are_those_of_shoal(model: ShoalForCausalLM, fp32_bundle: Path) -> None:
+    plain = open_bundle(fp32_bundle, threads=1)
+    ids = plain.encode(PROMPTS[1])
+    found = model.generate(torch.tensor([ids]), max_new_tokens=LENGTH, do_sample=False)
+    assert found[0].tolist() == ids + list(plain.generate(ids, max_new_tokens=LENGTH))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "use_cache": False},
+        {"do_sample": True, "temperature": 0.8, "top_p": 0.9},
+        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+        {"num_beams": 2, "do_sample": True, "repetition_penalty": 1.3},
+    ],
+)
+def test_generated_tokens_are_those_of_transformers(
+    options: dict[str, Any], model: ShoalForCausalLM, oracle: Any, batch: Any
+) -> None:
+    torch.manual_seed(5)
+    found = model.generate(**batch, max_new_tokens=LENGTH, **options)
+    torch.manual_seed(5)
+    assert torch.equal(found, oracle.generate(**batch, max_new_tokens=LENGTH, **options))
+
+
+def test_beams_of_one_prompt_share_its_computation(
+    model: ShoalForCausalLM, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    one_row = ContextCache._read_row
+
+    def counted(self: Any, row: int, early: list[int], late: list[int]) -> torch.Tensor:
+        read.append(len(early) + len(late))
+        return one_row(self, row, early, late)
+
+    monkeypatch.setattr(ContextCache, "_read_row", counted)
+    model.generate(**batch, max_new_tokens=2, num_beams=4, do_sample=False)
+    assert sorted(read) == sorted([*batch["attention_mask"].sum(1).tolist(), *[1] * 12])
+
+
+def test_a_returned_cache_goes_on_where_it_was(model: ShoalForCausalLM, batch: Any) -> None:
+    options = {"do_sample": False, "return_dict_in_generate": True}
+    first = model.generate(**batch, max_new_tokens=8, **options)
+    new = torch.ones(len(PROMPTS), 8, dtype=torch.int64)
+    going_on = model.generate(
+        first.sequences,
+        attention_mask=torch.cat([batch["attention_mask"], new], 1),
+        past_key_values=first.past_key_values,
+        max_new_tokens=LENGTH - 8,
+        **options,
+    )
+    whole = model.generate(**batch, max_new_tokens=LENGTH, **options)
+    assert torch.equal(going_on.sequences, whole.sequences)
+
+
+def test_logits_are_those_of_transformers_and_zero_at_padding(
+    model: ShoalForCausalLM, oracle: Any, tokenizer: Any
+) -> None:
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="right")
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = oracle(**batch).logits
+    found = model(**batch).logits
+    assert (found[real] - expected[real]).abs().max() <= BUNDLE_LOGITS
+    assert not found[~real].any()
+    logits, _ = model(**batch, return_dict=False)
+    assert torch.equal(logits, found)
+
+
+def test_pipelines_take_the_model(
+    model: ShoalForCausalLM,
+    oracle: Any,
+    tokenizer: Any,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    options = {"max_new_tokens": 8, "do_sample": False}
+    found = pipeline("text-generation", model=model, tokenizer=tokenizer)(
+        PROMPTS, batch_size=2, **options
+    )
+    assert "not supported" not in capfd.readouterr().err
+    expected = pipeline("text-generation", model=oracle, tokenizer=tokenizer)(PROMPTS, **options)
+    assert found == expected
+
+
+def test_the_config_is_that_of_transformers(model: ShoalForCausalLM) -> None:
+    assert isinstance(model.config, DeepseekV3Config)
+    assert model.config.kv_lora_rank == 128
+    assert model.generation_config.eos_token_id == 1
+
+
+def test_saving_copies_the_bundle(
+    model: ShoalForCausalLM, fp32_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    model.save_pretrained(folder)
+    names = sorted(path.name for path in fp32_bundle.iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name in names:
+        assert (folder / name).read_bytes() == (fp32_bundle / name).read_bytes(), name
+    again = ShoalForCausalLM.from_pretrained(folder, threads=1)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_checkpoint_is_exported_to_a_folder_that_goes_away(
+    fp32_bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def fake_export(checkpoint: Path, bundle: Path, **options: Any) -> None:
+        assert checkpoint == tiny_checkpoint
+        assert options == {"weights": "fp32", "block_size": 64, "fidelity": False}
+        shutil.copytree(fp32_bundle, bundle)
+        made.append(bundle)
+
+    monkeypatch.setattr(causal_lm, "export_bundle", fake_export)
+    model = ShoalForCausalLM.from_pretrained(
+        str(tiny_checkpoint), export=True, weights="fp32", block_size=64, threads=1
+    )
+    assert model(torch.tensor([[5]])).logits.shape == (1, 1, 4096)
+    assert made[0].exists()
+    del model
+    gc.collect()
+    assert not made[0].parent.exists()
+
+
+def test_what_cannot_be_done_is_refused(
+    model: ShoalForCausalLM, oracle: Any, batch: Any, tokenizer: Any
+) -> None:
+    right = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="right")
+    with pytest.raises(InputError, match="found padding in row 0; pad on the left"):
+        model.generate(**right, max_new_tokens=1)
+    with pytest.raises(InputError, match=r"expected shape \[1, 2\], found \[1, 3\]"):
+        model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 3))
+    with pytest.raises(InputError, match=r"expected shape \[3, tokens\], found \[1, 1\]"):
+        model(torch.tensor([[1]]), past_key_values=model(**batch).past_key_values)
+    with pytest.raises(ValueError, match="assisted generation is not supported"):
+        model.generate(torch.tensor([[1]]), assistant_model=oracle, max_new_tokens=1)
+    with pytest.raises(InputError, match="bundles run on the CPU, found cuda"):
+        model.to("cuda")
+    assert model.to("cpu").eval() is model
