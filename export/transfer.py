@@ -41,7 +41,7 @@ Note = Callable[[dict[str, Tensor]], None]
 CHUNK_VALUES = 1 << 22
 """Values that are loaded at a time, when a single row, head or expert does not have more."""
 
-_M_MMAP_THRESHOLD = -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _LARGE_ARRAY_BYTES = 8 << 20
 _VALUES_IN_FLIGHT = 1 << 26
 _LINEAR_MAPS = ("_proj.weight", "_proj_with_mqa.weight")
@@ -243,7 +243,10 @@ def _map_large_arrays() -> None:
     a gigabyte of them, more or less from run to run.
     """
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
+        # Smaller ones stay for reuse; else pages are given back and fetched with every chunk.
+        mallopt(_M_TRIM_THRESHOLD, _LARGE_ARRAY_BYTES)
 
 
 def _section(name: str) -> str:

@@ -12,6 +12,7 @@ _INT8 = {
     "Embedding": "com.microsoft::GatherBlockQuantized",
     "Linear": "com.microsoft::MatMulNBits, 8 bits",
     "LatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+    "LatentAttentionInt8Cache": "the same, after GatherBlockQuantized",
     "Route": "TopK and other standard ops",
     "PreciseLinear": "Linear, twice",
     "SparseExperts": "com.microsoft::QMoE",
@@ -20,6 +21,7 @@ _FLOAT32 = {
     "FloatEmbedding": "Gather",
     "FloatLinear": "MatMul",
     "FloatLatentAttention": "MatMul, Softmax, MatMul, TensorScatter",
+    "FloatLatentAttentionInt8Cache": "the same, after GatherBlockQuantized",
     "Route": "TopK and other standard ops",
     "FloatSparseExperts": "MatMul and other standard ops",
 }

@@ -10,6 +10,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
+from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.runtime.option_types import (
     byte_count,
     draft_length,
@@ -315,6 +316,12 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         help="also measure what drafts of the multi-token-prediction module bring",
     )
     verb.add_argument(
+        "--cache-kl",
+        action="store_true",
+        help="also measure, on the text that comes with shoal and at the same depths, how far "
+        "predictions over float16 and int8 caches are from those over a float32 cache",
+    )
+    verb.add_argument(
         "--report",
         metavar="FILE",
         help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
@@ -352,6 +359,13 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
         "auto takes what is there (default: auto)",
+    )
+    group.add_argument(
+        "--cache",
+        choices=CACHE_TYPES,
+        default="float32",
+        help="type of the latent cache: float16 takes half the memory, int8 less than a third "
+        "(default: float32)",
     )
     group.add_argument(
         "--max-context",

@@ -18,7 +18,7 @@ from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
-MACHINE = ["--kernels", "--max-context", "--max-memory", "--threads"]
+MACHINE = ["--cache", "--kernels", "--max-context", "--max-memory", "--threads"]
 HUB = ["--revision", "--token"]
 SURFACE = {
     "export": [
@@ -71,6 +71,7 @@ SURFACE = {
     ],
     "bench": [
         *MACHINE,
+        "--cache-kl",
         "--depths",
         "--new-tokens",
         "--prefill",

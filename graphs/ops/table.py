@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from shoal.graphs.ops.dequantize import DEQUANTIZE_BLOCKS
 from shoal.graphs.ops.embedding import EMBEDDING, FLOAT_EMBEDDING
+from shoal.graphs.ops.int8_cache import (
+    FLOAT_LATENT_ATTENTION_INT8_CACHE,
+    LATENT_ATTENTION_INT8_CACHE,
+)
 from shoal.graphs.ops.latent_attention import FLOAT_LATENT_ATTENTION, LATENT_ATTENTION
 from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR, PRECISE_LINEAR
 from shoal.graphs.ops.route import ROUTE
@@ -23,6 +27,8 @@ OPS: dict[str, OpSpec] = {
         SPARSE_EXPERTS,
         FLOAT_LATENT_ATTENTION,
         LATENT_ATTENTION,
+        FLOAT_LATENT_ATTENTION_INT8_CACHE,
+        LATENT_ATTENTION_INT8_CACHE,
         DEQUANTIZE_BLOCKS,
     )
 }

@@ -57,6 +57,18 @@ void dequantize(const uint8_t* codes, const float* scales, int64_t count, int64_
   }
 }
 
+void widen_halves(const uint16_t* halves, int64_t count, float* floats) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= count; i += Vec::kWidth) {
+    Vec::store(floats + i, Vec::from_halves(halves + i));
+  }
+  if (i < count) {
+    uint16_t last[Vec::kWidth] = {};
+    for (int64_t j = i; j < count; ++j) last[j - i] = halves[j];
+    Vec::store_part(floats + i, Vec::from_halves(last), count - i);
+  }
+}
+
 // One register tile of dot_rows. Rows past the end repeat the last and are not stored. Fetch: also
 // ask for the columns `ahead` values further, which come from memory.
 template <int Rows, int Columns, bool Fetch>

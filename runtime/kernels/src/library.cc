@@ -21,6 +21,7 @@ const CustomOp* const* all_ops(size_t* count) {
       shoal::custom_op<shoal::Linear>(),
       shoal::custom_op<shoal::SparseExperts>(),
       shoal::custom_op<shoal::LatentAttention>(),
+      shoal::custom_op<shoal::LatentAttentionInt8Cache>(),
   };
   *count = sizeof ops / sizeof *ops;
   return ops;
