@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-for-tests
 WORKERS ?= 2
 SOURCES := export graphs runtime tests setup.py
 
@@ -41,10 +42,10 @@ test-arm: wheels
 test-wheels: wheels
 	OMP_NUM_THREADS=1 $(BIN)/python tests/wheels/check.py dist
 
-wheels: $(STAMP)
+wheels: $(TEST_STAMP)
 	$(BIN)/python tests/wheels/build.py dist
 
-lint: $(STAMP)
+lint: $(TEST_STAMP)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy -p shoal.graphs -p shoal.runtime -p shoal.export
@@ -59,7 +60,7 @@ kernels: $(STAMP)
 	$(BIN)/python -m shoal.runtime.kernels.build
 
 # Needs cmake for llama.cpp, which is left out without it; `python -m tests.bench --help`.
-bench: $(STAMP)
+bench: $(TEST_STAMP)
 	$(BIN)/python -m tests.bench $(BENCH)
 
 # setuptools: test_packaging.py builds a wheel without a build environment of its own.
@@ -70,7 +71,12 @@ $(STAMP): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[export]"
+	@touch $@
+
+# What only tests need: not by its path, as shoal is there already and need not be built again.
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet "shoal[dev]"
 	@touch $@
 
 clean:

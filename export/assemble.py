@@ -1,6 +1,8 @@
 """Build the graphs of a bundle: trace each kind of module once, stack, quantize, place.
 
 decoder.onnx = entry + layers + norm      head.onnx = head      mtp.onnx = mtp entry + layer + norm
+
+decoder and mtp are written once for each type of the latent cache.
 """
 
 from __future__ import annotations
@@ -20,8 +22,17 @@ from shoal.export.model.transformer import DecoderLayer
 from shoal.export.stack import GraphAssembly
 from shoal.export.trace import Template, trace
 from shoal.graphs import contract
+from shoal.graphs.cache_types import (
+    CACHE_TYPES,
+    CachePart,
+    CacheType,
+    cache_block_size,
+    cache_parts,
+    graph_role,
+)
 from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
+from shoal.graphs.passes.change_cache import change_cache
 from shoal.graphs.passes.quantize_weights import quantize_weights
 from shoal.graphs.passes.weights import WeightPlan, place_weights
 from shoal.graphs.recipes import Recipe, WeightFormat
@@ -63,10 +74,26 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         model = assembly.model([], doc=f"shoal {role} graph of a {config.model_type} model")
         if recipe is not None:
             formats |= quantize_weights(model, recipe)
-        place_weights(model, plan)
-        _add_functions(model)
-        models[role] = ir.to_proto(model)
+        place_weights(model, plan, {name for name, form in formats.items() if form.bits == 4})
+        for cache_type in CACHE_TYPES if role != "head" else CACHE_TYPES[:1]:
+            if cache_type == "int8" and cache_block_size(config.kv_lora_rank) is None:
+                continue
+            models[graph_role(role, cache_type)] = _with_cache(model, cache_type, config)
     return Graphs(models=models, plan=plan, formats=formats)
+
+
+def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> onnx.ModelProto:
+    """A finished graph with caches of a type; ``model`` itself, with float32 ones, is kept."""
+    changed = model.clone()
+    if cache_type != "float32":
+        change_cache(
+            changed,
+            cache_type,
+            kv_lora_rank=config.kv_lora_rank,
+            qk_rope_head_dim=config.qk_rope_head_dim,
+        )
+    _add_functions(changed)
+    return ir.to_proto(changed)
 
 
 def _add_functions(model: ir.Model) -> None:
@@ -206,7 +233,12 @@ def _mtp(config: ModelConfig, templates: _Templates) -> GraphAssembly:
 
 
 def _cache_input(graph: GraphAssembly, config: ModelConfig, layer: int) -> ir.Value:
-    return graph.input(contract.cache_input(layer), _FLOAT, [1, "S", config.cache_row_size])
+    name = _cache_part(config).input(layer)
+    return graph.input(name, _FLOAT, [1, "S", config.cache_row_size])
+
+
+def _cache_part(config: ModelConfig) -> CachePart:
+    return cache_parts("float32", config.kv_lora_rank, config.qk_rope_head_dim)[0]
 
 
 def _context_outputs(
@@ -216,7 +248,8 @@ def _context_outputs(
     cache_value: ir.Value,
     routing: Sequence[ir.Value],
 ) -> None:
-    graph.output(contract.cache_output(layer), cache_value, _FLOAT, [1, "S", config.cache_row_size])
+    name = _cache_part(config).output(layer)
+    graph.output(name, cache_value, _FLOAT, [1, "S", config.cache_row_size])
     if routing:
         shape: list[int | str] = [1, "T", config.num_experts_per_tok]
         graph.output(contract.expert_ids_output(layer), routing[0], _INT64, shape)

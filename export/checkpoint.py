@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ ITEM_BITS |= {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)
 ITEM_BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 MAX_HEADER_BYTES = 100_000_000
-CHUNK_ITEMS = 1 << 22
+CHUNK_ITEMS = 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,8 @@ class Checkpoint:
     def _read_finite(self, name: str, start: int, stop: int) -> Tensor:
         header = self.tensors[name]
         dtype = READABLE[header.dtype]
-        items = torch.empty(stop - start, dtype=torch.float32)
+        # NumPy asks for huge pages, of which a new array has few to be filled with zeros first.
+        items = torch.from_numpy(np.empty(stop - start, np.float32))
         # Bounds what is in memory beside the result.
         buffer = torch.empty(min(CHUNK_ITEMS, stop - start), dtype=dtype)
         with header.file.open("rb", buffering=0) as file:

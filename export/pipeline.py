@@ -257,7 +257,8 @@ def _rope_notes(config: ModelConfig) -> tuple[str, ...]:
         return ()
     return (
         f"rotary frequencies change beyond {scaling.original_max_position_embeddings} tokens of "
-        "context; tokens already in the cache keep theirs, as in transformers",
+        "context; tokens already in the cache keep theirs, as in transformers, which a prompt that "
+        "crosses this border in several calls notices",
     )
 
 

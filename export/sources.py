@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,7 +128,9 @@ class SplitDown(Source):
 
 def _interleave(gate: Tensor, up: Tensor) -> Tensor:
     """[..,F,D] twice to [..,2F,D]: gate0, up0, gate1, up1, .."""
-    return torch.stack([gate, up], dim=-2).flatten(-3, -2)
+    shape = (*gate.shape[:-2], gate.shape[-2], 2, gate.shape[-1])
+    both = torch.from_numpy(np.empty(shape, np.float32))
+    return torch.stack([gate, up], dim=-2, out=both).flatten(-3, -2)
 
 
 def _stack(experts: list[Tensor]) -> Tensor:

@@ -32,7 +32,12 @@ from shoal.export.streams import Each, TwoStreams, Weights
 from shoal.export.weights import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
-from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.quantize import (
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_nibbles,
+    unpack_nibbles,
+)
 from shoal.graphs.recipes import WeightFormat
 
 Note = Callable[[dict[str, Tensor]], None]
@@ -41,7 +46,7 @@ Note = Callable[[dict[str, Tensor]], None]
 CHUNK_VALUES = 1 << 22
 """Values that are loaded at a time, when a single row, head or expert does not have more."""
 
-_M_MMAP_THRESHOLD = -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _LARGE_ARRAY_BYTES = 8 << 20
 _VALUES_IN_FLIGHT = 1 << 26
 _LINEAR_MAPS = ("_proj.weight", "_proj_with_mqa.weight")
@@ -229,10 +234,12 @@ class Transfer:
                 return _Chunk(
                     start=start, weight=weight, served=weight, encoded=encoded, scales=None
                 )
-            codes, scales = quantize_blocks(weight.numpy(), stored.block_size)
+            encode = quantize_blocks if stored.bits == 8 else quantize_nibbles
+            codes, scales = encode(weight.numpy(), stored.block_size)
             served = weight
             if with_served:
-                served = torch.from_numpy(dequantize_blocks(codes, scales))
+                wide = codes if stored.bits == 8 else unpack_nibbles(codes)
+                served = torch.from_numpy(dequantize_blocks(wide, scales))
             return _Chunk(start=start, weight=weight, served=served, encoded=codes, scales=scales)
 
 
@@ -243,7 +250,10 @@ def _map_large_arrays() -> None:
     a gigabyte of them, more or less from run to run.
     """
     with contextlib.suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
+        # Smaller ones stay for reuse; else pages are given back and fetched with every chunk.
+        mallopt(_M_TRIM_THRESHOLD, _LARGE_ARRAY_BYTES)
 
 
 def _section(name: str) -> str:

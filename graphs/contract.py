@@ -22,9 +22,16 @@ Graph inputs and outputs (float32 unless said otherwise):
 A cache input is the prefix of a buffer with room to grow: rows 0..S-T-1 hold earlier tokens, the
 graph writes rows S-T..S-1. Bind one buffer as ``cache.{l}`` and ``cache_out.{l}``: it is updated in
 place. Each row is the normalised latent (C values) followed by the rotated rope key (R values).
+
+decoder.float16.onnx and mtp.float16.onnx are the same graphs with float16 caches. In
+decoder.int8.onnx and mtp.int8.onnx ``cache.{l}`` is uint8 [B,S,C], the latent in blocks, and
+``cache_scales.{l}`` float32 [B,S,C/block] and ``cache_rope.{l}`` float16 [B,S,R] stand beside it,
+with outputs ``cache_scales_out.{l}`` and ``cache_rope_out.{l}`` (graphs/cache_types.py).
 """
 
 from __future__ import annotations
+
+from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 
 FORMAT_VERSION = 1
 OP_SET_VERSION = 1
@@ -33,7 +40,14 @@ ONNX_OPSET = 24
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"
-GRAPH_FILES = {"decoder": "decoder.onnx", "head": "head.onnx", "mtp": "mtp.onnx"}
+GRAPH_FILES = {
+    role: f"{role}.onnx"
+    for role in (
+        *(graph_role("decoder", cache_type) for cache_type in CACHE_TYPES),
+        "head",
+        *(graph_role("mtp", cache_type) for cache_type in CACHE_TYPES),
+    )
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,16 +57,6 @@ TOKENIZER_FILES = (
 
 WEIGHT_ALIGNMENT_BYTES = 4096
 """Every tensor in weights.bin starts at a multiple of this: a page on every supported machine."""
-
-
-def cache_input(layer: int) -> str:
-    """Name of the graph input that holds the latent cache of ``layer``."""
-    return f"cache.{layer}"
-
-
-def cache_output(layer: int) -> str:
-    """Name of the graph output that aliases ``cache_input(layer)``."""
-    return f"cache_out.{layer}"
 
 
 def expert_ids_output(layer: int) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.manifest import TensorInfo
-
-CACHE_VALUE_BYTES = 4
-"""The latent cache holds float32."""
 
 _SCALES = "_scales"
 _MTP = "mtp."
@@ -19,9 +17,15 @@ _IN_ATTENTION = (".w_uk", ".w_uv")
 _CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
 
 
-def cache_token_bytes(kv_lora_rank: int, qk_rope_head_dim: int, num_hidden_layers: int) -> int:
-    """Latent cache of one token: C + R values in each layer, nothing else."""
-    return (kv_lora_rank + qk_rope_head_dim) * CACHE_VALUE_BYTES * num_hidden_layers
+def cache_token_bytes(
+    kv_lora_rank: int,
+    qk_rope_head_dim: int,
+    num_hidden_layers: int,
+    cache_type: CacheType = "float32",
+) -> int:
+    """Latent cache of one token: C + R values in each layer, nothing else but int8's scales."""
+    parts = cache_parts(cache_type, kv_lora_rank, qk_rope_head_dim)
+    return num_hidden_layers * sum(part.token_bytes for part in parts)
 
 
 def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
@@ -67,6 +71,8 @@ def _copied_bytes(name: str, info: TensorInfo) -> int:
     if weight.startswith((_MTP, _EMBEDDING)) or weight.endswith(_IN_ATTENTION):
         return 0
     if name != weight:
+        return 2 * info.size
+    if info.dtype == "uint4":  # unpacked when the graph is opened
         return 2 * info.size
     return 0 if info.dtype == "float32" and ".experts." in name else info.size
 

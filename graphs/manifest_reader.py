@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any, NoReturn, TypeGuard
 
+from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 from shoal.graphs.contract import (
     FORMAT_VERSION,
     GRAPH_FILES,
@@ -26,7 +27,7 @@ from shoal.graphs.recipes import BLOCK_SIZES, KINDS, WEIGHT_CHOICES, WeightForma
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""
 
-DTYPE_BYTES = {"uint8": 1, "float32": 4}
+DTYPE_BYTES = {"uint8": 1, "uint4": 0.5, "float32": 4}
 """The dtypes a tensor of weights.bin may have, and the bytes of one value."""
 
 _MAX_DEPTH = 64
@@ -216,8 +217,13 @@ def _read_manifest(fields: _Fields) -> Manifest:
         notes=tuple(notes),
     )
     fields.end()
-    if ("mtp" in manifest.graphs) != (manifest.model.num_mtp_layers > 0):
-        fields.refuse("graphs", "with an mtp graph exactly if num_mtp_layers is 1", manifest.graphs)
+    graphs = manifest.graphs
+    if ("mtp" in graphs) != (manifest.model.num_mtp_layers > 0):
+        fields.refuse("graphs", "with an mtp graph exactly if num_mtp_layers is 1", graphs)
+    for cache_type in CACHE_TYPES[1:]:
+        found = {role for role in ("decoder", "mtp") if graph_role(role, cache_type) in graphs}
+        if found and found != {"decoder", "mtp"} & set(graphs):
+            fields.refuse("graphs", f"complete for {cache_type} caches", graphs)
     return manifest
 
 

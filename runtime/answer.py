@@ -44,6 +44,7 @@ def machine_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "kernels": args.kernels,
         "threads": args.threads,
+        "cache": args.cache,
         "max_context": args.max_context,
         "max_memory": args.max_memory,
     }

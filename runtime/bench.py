@@ -13,6 +13,7 @@ import numpy as np
 from shoal.graphs.errors import InputError
 from shoal.runtime.answer import machine_options
 from shoal.runtime.bandwidth import measure_read_bandwidth
+from shoal.runtime.bench_cache import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench_report import board_report, write_board_report
 from shoal.runtime.bench_speculate import measure_speculation, write_speculation
 from shoal.runtime.board import read_condition
@@ -52,6 +53,9 @@ def bench_command(args: argparse.Namespace) -> int:
             "has not; leave it out"
         )
     report = _describe(args, model, load_s)
+    if args.cache_kl:
+        depths = _fitting(model, args.depths, SCORED_TOKENS)
+        report["cache_kl"] = measure_cache_types(model, depths, machine_options(args))
     report["prefill"] = measure_prefill(model, _fitting(model, args.prefill, 0), args.repeats)
     report["decode"] = measure_decode(
         model, _fitting(model, args.depths, args.new_tokens), args.new_tokens, args.repeats
@@ -160,7 +164,11 @@ def _decode_all(context: Context, depth: int, ids: list[int]) -> None:
 
 def _token_bytes(model: Model, depth: int) -> int:
     """Bytes one decoded token must read: its weights and the cache of all tokens before it."""
-    return model.manifest.token_read_bytes + depth * bundle_cache_token_bytes(model.manifest.model)
+    return model.manifest.token_read_bytes + depth * _cache_bytes(model)
+
+
+def _cache_bytes(model: Model) -> int:
+    return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
 
 
 def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ...]:
@@ -198,7 +206,8 @@ def _describe(args: argparse.Namespace, model: Model, load_s: float) -> dict[str
         "cpu_features": list(cpu.features),
         "load_ms": load_s * 1000,
         "token_read_bytes": model.manifest.token_read_bytes,
-        "cache_token_bytes": bundle_cache_token_bytes(model.manifest.model),
+        "cache": model.cache_type,
+        "cache_token_bytes": _cache_bytes(model),
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
     }
@@ -214,7 +223,7 @@ def _write_report(report: dict[str, Any]) -> None:
             ("form", f"{report['weights']} weights, {report['kernels']} kernels{isa}"),
             ("opened in", f"{report['load_ms']:.0f} ms"),
             ("weights read per token", format_bytes(report["token_read_bytes"])),
-            ("cache per token", format_bytes(report["cache_token_bytes"])),
+            ("cache per token", f"{format_bytes(report['cache_token_bytes'])} ({report['cache']})"),
         ],
     )
     write_lines([""])
@@ -242,6 +251,8 @@ def _write_report(report: dict[str, Any]) -> None:
     )
     if "speculation" in report:
         write_speculation(report["speculation"])
+    if "cache_kl" in report:
+        write_cache_types(report["cache_kl"])
     write_lines([""])
     write_grid("Memory", ("when", "anonymous", "mapped files"), _memory_rows(report["memory"]))
 

@@ -9,22 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.contract import (
-    cache_input,
-    cache_output,
-    expert_ids_output,
-    expert_weights_output,
-)
+from shoal.graphs.contract import expert_ids_output, expert_weights_output
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
 from shoal.runtime.drafter import Drafter
-from shoal.runtime.latent_cache import LatentCache
+from shoal.runtime.latent_cache import CacheLayout, LatentCache, too_long
 from shoal.runtime.one_thread import one_thread
 from shoal.runtime.session import GraphSession
 from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, Step, StepOutputs, chunk_length
@@ -44,20 +39,23 @@ class Context:
         decoder: the decoder graph.
         head: the head graph.
         bundle_id: what a saved context is tied to.
+        layout: of the latent cache, as the decoder graph has it.
     """
 
     def __init__(
-        self, info: ModelInfo, decoder: GraphSession, head: GraphSession, bundle_id: str
+        self,
+        info: ModelInfo,
+        decoder: GraphSession,
+        head: GraphSession,
+        bundle_id: str,
+        layout: CacheLayout,
     ) -> None:
         self._info = info
         self._graphs = decoder, head
         self._bundle_id = bundle_id
+        self._layout = layout
         self._tokens: list[int] = []
-        self.cache = LatentCache(
-            info.num_hidden_layers,
-            width=info.kv_lora_rank + info.qk_rope_head_dim,
-            max_length=info.max_position_embeddings,
-        )
+        self.cache = LatentCache(info.num_hidden_layers, layout)
         self.last_hidden = np.zeros(info.hidden_size, np.float32)
         """Hidden state of the last token read, float32 [D], after the final norm."""
         self.drafter: Drafter | None = None
@@ -81,7 +79,7 @@ class Context:
     @property
     def max_length(self) -> int:
         """Number of tokens it may hold (max_position_embeddings or max_context)."""
-        return self.cache.max_length
+        return self._layout.max_length
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -188,7 +186,7 @@ class Context:
     @one_thread
     def fork(self) -> Context:
         """Another context with the same tokens; rows are copied when one of the two goes on."""
-        other = Context(self._info, *self._graphs, self._bundle_id)
+        other = Context(self._info, *self._graphs, self._bundle_id, self._layout)
         other.cache = self.cache.fork()
         other._tokens = list(self._tokens)
         other.last_hidden = self.last_hidden.copy()
@@ -210,16 +208,22 @@ class Context:
             "tokens": np.array(self._tokens, np.int64),
             "last_hidden": self.last_hidden,
         }
-        arrays |= {f"cache.{n}": self.cache.rows(n) for n in range(self.cache.num_layers)}
+        arrays |= self.cache.rows()
         if self.drafter is not None:
             arrays |= {f"mtp.{name}": array for name, array in self.drafter.state().items()}
-        write_context_file(Path(path), bundle=self._bundle_id, arrays=arrays, note=note or {})
+        write_context_file(
+            Path(path),
+            bundle=self._bundle_id,
+            cache_type=self._layout.type,
+            arrays=arrays,
+            note=note or {},
+        )
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Take over what a file holds; see ``Model.load_context``."""
         self._tokens = arrays["tokens"].tolist()
         self.last_hidden = arrays["last_hidden"]
-        self.cache.restore([arrays[f"cache.{n}"] for n in range(self.cache.num_layers)])
+        self.cache.restore(arrays)
         if self.drafter is not None:
             mtp = {name[4:]: array for name, array in arrays.items() if name.startswith("mtp.")}
             self.drafter.restore(mtp)
@@ -236,14 +240,14 @@ class Context:
             ahead: of the tokens that were peeked at, else of the last one read.
 
         Returns:
-            float32 [T, D + layers * (C+R)].
+            float32 [T, D + values of a token in the cache]; float32 holds all types exactly.
         """
-        layers, count = range(self.cache.num_layers), len(self._ahead[0])
         if ahead:
-            parts = [self._ahead[1], *(self.cache.rows_ahead(n, count) for n in layers)]
+            hidden_TD, rows = self._ahead[1], self.cache.rows_ahead(len(self._ahead[0]))
         else:
-            parts = [self.last_hidden[None], *(self.cache.rows(n)[-1:] for n in layers)]
-        return np.concatenate(parts, axis=1)
+            hidden_TD, rows = self.last_hidden[None], self.cache.rows()
+        parts = [hidden_TD, *(part[-len(hidden_TD) :] for part in rows.values())]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
 
     @one_thread
     def rewind(self, length: int) -> None:
@@ -259,6 +263,19 @@ class Context:
         self._drop_peeked()
         if self.drafter is not None:
             self.drafter.rewind(int(length))
+
+    def drop_first(self, count: int) -> NoReturn:
+        """Refused: the first tokens of a context cannot be forgotten.
+
+        Raises:
+            InputError: always, with the reason and what to do instead.
+        """
+        raise InputError(
+            f"context: the first {count} tokens cannot be dropped, because the keys of all later "
+            "ones are rotated by positions counted from them, and their latents were computed with "
+            f"them in sight; read the {max(0, self.position - count)} that remain into a new "
+            "context"
+        )
 
     @one_thread
     def reserve(self, length: int) -> None:
@@ -284,7 +301,7 @@ class Context:
         """
         tokens = check_tokens(ids, self._info.vocab_size)
         if len(tokens) > self.max_length:
-            raise self._too_long(len(tokens))
+            raise too_long(len(tokens), self.max_length)
         # The last token is read again even if it is there: its logits are not kept.
         self.rewind(min(self.common_prefix(tokens), len(tokens) - 1))
         return self.prefill(tokens[self.position :], progress=progress)
@@ -299,13 +316,7 @@ class Context:
 
     def _check_length(self, count: int) -> None:
         if self.position + count > self.max_length:
-            raise self._too_long(self.position + count)
-
-    def _too_long(self, length: int) -> InputError:
-        return InputError(
-            f"context: {length} tokens are more than the model's {self.max_length} "
-            "(max_position_embeddings or max_context); shorten the prompt or start a new context"
-        )
+            raise too_long(self.position + count, self.max_length)
 
     def _drop_peeked(self) -> None:
         self._ahead = [], self._ahead[1][:0]
@@ -325,7 +336,7 @@ class Context:
         try:
             while start < total:
                 first = self.position + start
-                count = chunk_length(first, total - start, self._info.num_attention_heads)
+                count = chunk_length(first, total - start, self._graphs[0].score_bytes(self._info))
                 stop = start + count
                 hidden_TD = self._run_decoder(ids_BT[:, start:stop], start, outputs)
                 if drafter is not None:
@@ -356,11 +367,7 @@ class Context:
         binding.bind_input("input_ids", ids_BT)
         binding.bind_input("position_ids", np.arange(first, first + count, dtype=np.int64)[None])
         binding.bind_output("hidden", hidden_TD[None])
-        shape_BSC = (1, first + count, self.cache.width)
-        for layer in range(self._info.num_hidden_layers):
-            address = self.cache.address(layer)
-            binding.bind_input_at(cache_input(layer), np.float32, shape_BSC, address)
-            binding.bind_output_at(cache_output(layer), np.float32, shape_BSC, address)
+        self.cache.bind_to(binding, first + count)
         if outputs.routing is not None:
             rows = slice(start, start + count)
             for index, layer in enumerate(outputs.routing.layers):

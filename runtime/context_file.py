@@ -27,16 +27,17 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import ModelInfo
+from shoal.runtime.latent_cache import CacheLayout, too_long
 
 FORMAT_VERSION = 1
-CACHE_TYPE = "float32"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 _MAGIC = b"shoalctx"
-_DTYPES = ("int64", "float32")
+_DTYPES = ("int64", "float32", "float16", "uint8")
 _MAX_HEADER_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 _BLOCK_BYTES = 4 << 20
@@ -50,13 +51,16 @@ class ContextFile:
     note: dict[str, Any]
 
 
-def write_context_file(path: Path, *, bundle: str, arrays: Arrays, note: dict[str, Any]) -> None:
+def write_context_file(
+    path: Path, *, bundle: str, cache_type: CacheType, arrays: Arrays, note: dict[str, Any]
+) -> None:
     """Write a file; it appears under its name when it is complete and on the disk.
 
     Args:
         path: where; a file that is there already is replaced.
         bundle: sha256 of the manifest of the bundle it belongs to.
-        arrays: int64 and float32 arrays.
+        cache_type: type of its latent cache.
+        arrays: arrays of int64 and of the types of latent caches.
         note: JSON values to keep with it.
 
     Raises:
@@ -66,7 +70,7 @@ def write_context_file(path: Path, *, bundle: str, arrays: Arrays, note: dict[st
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                _write(file, _header(bundle, arrays, note), arrays.values())
+                _write(file, _header(bundle, cache_type, arrays, note), arrays.values())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
@@ -81,12 +85,13 @@ def write_context_file(path: Path, *, bundle: str, arrays: Arrays, note: dict[st
         ) from error
 
 
-def read_context_file(path: Path, *, bundle: str) -> ContextFile:
+def read_context_file(path: Path, *, bundle: str, cache_type: CacheType) -> ContextFile:
     """Read a file that ``write_context_file`` wrote.
 
     Args:
         path: the file.
         bundle: sha256 of the manifest of the bundle it must belong to.
+        cache_type: the type its latent cache must have.
 
     Raises:
         InputError: no such file, not a context, a newer format, of another bundle or cache type,
@@ -95,7 +100,7 @@ def read_context_file(path: Path, *, bundle: str) -> ContextFile:
     """
     try:
         with path.open("rb") as file:
-            return _read(file, path, bundle)
+            return _read(file, path, bundle, cache_type)
     except OSError as error:
         raise InputError(
             f"{path}: the context cannot be read ({error.strerror or error}); check the path"
@@ -104,7 +109,7 @@ def read_context_file(path: Path, *, bundle: str) -> ContextFile:
         raise RuntimeFailure(f"{path}: no memory for the context; free memory") from error
 
 
-def check_arrays(path: Path, arrays: Arrays, info: ModelInfo) -> bool:
+def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, layout: CacheLayout) -> bool:
     """Check that arrays are those of a context of this model.
 
     Returns:
@@ -113,20 +118,22 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo) -> bool:
     Raises:
         InputError: they are not.
     """
-    width = info.kv_lora_rank + info.qk_rope_head_dim
     count, rows, waiting, recent = (
         len(arrays[name]) if name in arrays and arrays[name].ndim else 0
         for name in ("tokens", "mtp.rows", "mtp.waiting", "mtp.recent_hidden")
     )
     expected: dict[str, tuple[str, tuple[int, ...]]]
     expected = {"tokens": ("int64", (count,)), "last_hidden": ("float32", (info.hidden_size,))}
-    layers = range(info.num_hidden_layers)
-    expected |= {f"cache.{layer}": ("float32", (count, width)) for layer in layers}
+    expected |= {
+        part.input(layer): (part.dtype, (count, part.width))
+        for layer in range(info.num_hidden_layers)
+        for part in layout.parts
+    }
     has_mtp = "mtp.rows" in arrays
     if has_mtp:
         expected |= {
             "mtp.rows": ("int64", (rows, 2)),
-            "mtp.cache": ("float32", (rows, width)),
+            **{f"mtp.{part.input(0)}": (part.dtype, (rows, part.width)) for part in layout.parts},
             "mtp.waiting": ("int64", (waiting, 2)),
             "mtp.waiting_hidden": ("float32", (waiting, info.hidden_size)),
             "mtp.recent": ("int64", (1,)),
@@ -134,7 +141,9 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo) -> bool:
         }
     if {name: (str(a.dtype), a.shape) for name, a in arrays.items()} != expected:
         raise _damaged(path)
-    limit = info.max_position_embeddings
+    limit = layout.max_length
+    if count > limit:
+        raise too_long(count, limit)
     pairs = [arrays[name] for name in ("mtp.rows", "mtp.waiting") if has_mtp]
     tokens = np.concatenate([arrays["tokens"], *(pair[:, 1] for pair in pairs)])
     positions = np.concatenate([np.array([count - 1], np.int64), *(pair[:, 0] for pair in pairs)])
@@ -143,7 +152,7 @@ def check_arrays(path: Path, arrays: Arrays, info: ModelInfo) -> bool:
     return has_mtp
 
 
-def _header(bundle: str, arrays: Arrays, note: dict[str, Any]) -> bytes:
+def _header(bundle: str, cache_type: CacheType, arrays: Arrays, note: dict[str, Any]) -> bytes:
     described = [
         {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
         for name, array in arrays.items()
@@ -151,7 +160,7 @@ def _header(bundle: str, arrays: Arrays, note: dict[str, Any]) -> bytes:
     content = {
         "format_version": FORMAT_VERSION,
         "bundle": bundle,
-        "cache": CACHE_TYPE,
+        "cache": cache_type,
         "arrays": described,
         "note": note,
     }
@@ -170,7 +179,7 @@ def _write(file: IO[bytes], header: bytes, arrays: Iterable[npt.NDArray[Any]]) -
     file.write(digest.digest())
 
 
-def _read(file: IO[bytes], path: Path, bundle: str) -> ContextFile:
+def _read(file: IO[bytes], path: Path, bundle: str, cache_type: CacheType) -> ContextFile:
     size = os.fstat(file.fileno()).st_size
     digest = hashlib.sha256()
     start = file.read(16)
@@ -182,7 +191,7 @@ def _read(file: IO[bytes], path: Path, bundle: str) -> ContextFile:
     header = file.read(length)
     digest.update(start + header)
     content = _parse(header, path)
-    _check_origin(content, path, bundle)
+    _check_origin(content, path, bundle, cache_type)
     shapes = _shapes(content, path)
     expected = sum(math.prod(shape) * dtype.itemsize for dtype, shape in shapes.values())
     if 16 + length + expected + _DIGEST_BYTES != size:
@@ -210,11 +219,11 @@ def _parse(header: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_origin(content: dict[str, Any], path: Path, bundle: str) -> None:
+def _check_origin(content: dict[str, Any], path: Path, bundle: str, cache_type: CacheType) -> None:
     for key, expected, advice in (
         ("format_version", FORMAT_VERSION, "it is of another shoal; start a new context"),
         ("bundle", bundle, "it belongs to another bundle; open that one or start a new context"),
-        ("cache", CACHE_TYPE, "start a new context"),
+        ("cache", cache_type, "open the bundle with that cache type or start a new context"),
     ):
         if content.get(key) != expected:
             raise InputError(

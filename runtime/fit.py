@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, mapped_weight_bytes
 from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
@@ -43,6 +44,7 @@ _LAYER_BYTES = 1 << 20  # ... and for each layer in them
 _STACK_BYTES = 8 << 20  # address space of a thread
 _SESSIONS = 2  # decoder and head, each with a pool of threads
 _BUDGET = "left of max_memory"
+_ROW_COPIES = 2  # latents, and latents with rope keys
 _SCORE_COPIES = 3  # scores, masked scores and shares of attention
 
 
@@ -59,6 +61,7 @@ class Need:
     activation_bytes: int  # of one token
     attention_weight_bytes: int  # of one layer, in float32
     token_read_bytes: int  # weights that a token reads
+    float_row_bytes: int  # a token in one layer's cache as floats, where those must be made
 
     def cache_bytes(self, tokens: int) -> int:
         """The latent cache of a context."""
@@ -73,6 +76,7 @@ class Need:
             row_bytes = 4 * self.model.num_attention_heads * tokens
             longest = max(SCORE_BYTES, SMALLEST_CHUNK * row_bytes)
             scratch += _SCORE_COPIES * min(longest, chunk * row_bytes)
+            scratch += _ROW_COPIES * tokens * self.float_row_bytes
         return scratch
 
     def anonymous_bytes(self, tokens: int) -> int:
@@ -105,11 +109,12 @@ class Room:
         return self.free_bytes + self.swap_bytes
 
 
-def bundle_need(manifest: Manifest, form: Form) -> Need:
+def bundle_need(manifest: Manifest, form: Form, cache_type: CacheType = "float32") -> Need:
     """What one form of a bundle takes."""
     model, tensors = manifest.model, manifest.tensors
     heads, head_dims = model.num_attention_heads, model.qk_nope_head_dim + model.v_head_dim
     portable = form == "portable"
+    row_bytes = 4 * (model.kv_lora_rank + model.qk_rope_head_dim)
     return Need(
         form=form,
         model=model,
@@ -117,11 +122,12 @@ def bundle_need(manifest: Manifest, form: Form) -> Need:
         loading_bytes=max((info.size for info in tensors.values()), default=0) if portable else 0,
         copied_bytes=loaded_weight_bytes(tensors) if portable else 0,
         token_bytes=cache_token_bytes(
-            model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers
+            model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers, cache_type
         ),
         activation_bytes=4 * _activation_values(model, tensors),
         attention_weight_bytes=4 * heads * head_dims * model.kv_lora_rank,
         token_read_bytes=manifest.token_read_bytes,
+        float_row_bytes=0 if cache_type == "float32" else row_bytes,
     )
 
 
@@ -149,10 +155,16 @@ def choose_context(
         RuntimeFailure: it does not fit.
     """
     for name, limit in (("max_context", max_context), ("max_memory", max_memory)):
-        if limit is not None and (isinstance(limit, bool) or limit < 1):
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise InputError(f"{name} must be a whole number from 1 on, found {limit!r}")
     model_limit = need.model.max_position_embeddings
-    tokens = min(max_context or model_limit, model_limit)
+    tokens = max_context or model_limit
+    if tokens > model_limit:
+        warnings.warn(
+            f"{where}: max_context {tokens} is more than the model was made for "
+            f"(max_position_embeddings {model_limit}); what it says beyond that may make no sense",
+            stacklevel=3,
+        )
     room = find_room(
         need,
         memory=read_memory(),
@@ -171,11 +183,11 @@ def choose_context(
     return tokens
 
 
-def native_advice(manifest: Manifest, form: Form) -> str:
+def native_advice(manifest: Manifest, form: Form, cache_type: CacheType = "float32") -> str:
     """What to say to those whose portable form does not fit, empty if nothing else would."""
     if form == "native" or manifest.weights == FLOAT32:
         return ""
-    needed = bundle_need(manifest, "native").anonymous_bytes(SMALLEST_CONTEXT)
+    needed = bundle_need(manifest, "native", cache_type).anonymous_bytes(SMALLEST_CONTEXT)
     return (
         f"use native kernels, which need {format_bytes(needed)} for {SMALLEST_CONTEXT} tokens "
         "(shoal doctor says whether there are any)"

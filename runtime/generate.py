@@ -10,6 +10,7 @@ import numpy as np
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.context import Context, PrefillProgress
+from shoal.runtime.latent_cache import too_long
 from shoal.runtime.sampling import SamplingOptions, choose_token
 from shoal.runtime.speculation import DraftStats, Speculation
 from shoal.runtime.text_stream import StopFilter, TextStream
@@ -62,10 +63,7 @@ class Generation(Iterator[int]):
         speculation: Speculation | None = None,
     ) -> None:
         if len(ids) > context.max_length:
-            raise InputError(
-                f"context: a prompt of {len(ids)} tokens is more than the model's "
-                f"{context.max_length} (max_position_embeddings or max_context); shorten it"
-            )
+            raise too_long(len(ids), context.max_length)
         if options.stop and tokenizer is None:
             raise InputError("stop: stop strings need a tokenizer, which this bundle has not")
         self.tokens: list[int] = []

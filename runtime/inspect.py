@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
 from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest, ModelInfo
-from shoal.graphs.recipes import FLOAT32
+from shoal.graphs.recipes import FLOAT32, WeightFormat, format_rows
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.fit import Form, bundle_need
 from shoal.runtime.report import (
@@ -46,6 +48,7 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "op_set_version": manifest.op_set_version,
         "shoal_version": manifest.shoal_version,
         "weights": manifest.weights,
+        "formats": {kind: asdict(form) for kind, form in manifest.formats.items()},
         "model_type": model.model_type,
         "num_hidden_layers": model.num_hidden_layers,
         "num_moe_layers": len(model.moe_layers),
@@ -58,6 +61,11 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "active_parameters": model.active_parameters,
         "token_read_bytes": manifest.token_read_bytes,
         "cache_token_bytes": token_bytes,
+        "cache_types": {
+            cache_type: bundle_cache_token_bytes(model, cache_type)
+            for cache_type in CACHE_TYPES
+            if graph_role("decoder", cache_type) in manifest.graphs
+        },
         "weights_bytes": weights_bytes,
         "files": {name: info.size for name, info in manifest.files.items()},
         "memory": memory_rows(manifest),
@@ -70,8 +78,8 @@ def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
     """Memory that only the process uses, by length of the context and form of the ops.
 
     Returns:
-        For each length: tokens, bytes of cache, and bytes in all with portable and, for int8
-        weights, with native kernels, which leave the weights in the mapped file.
+        For each length: tokens, bytes of a float32 cache, and bytes in all with portable and, for
+        int8 weights, with native kernels, which leave the weights in the mapped file.
     """
     forms: tuple[Form, ...] = (
         ("portable",) if manifest.weights == FLOAT32 else ("native", "portable")
@@ -84,9 +92,10 @@ def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
     ]
 
 
-def bundle_cache_token_bytes(model: ModelInfo) -> int:
+def bundle_cache_token_bytes(model: ModelInfo, cache_type: CacheType = "float32") -> int:
     """Latent cache of one token of a bundle's model."""
-    return cache_token_bytes(model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers)
+    ranks = model.kv_lora_rank, model.qk_rope_head_dim
+    return cache_token_bytes(*ranks, model.num_hidden_layers, cache_type)
 
 
 def _write_report(report: dict[str, Any]) -> None:
@@ -97,18 +106,25 @@ def _write_report(report: dict[str, Any]) -> None:
         ("parameters", format_count(total)),
         ("active per token", f"{format_count(active)} ({format_rate(100 * active / total)} %)"),
         ("read per token", format_bytes(report["token_read_bytes"])),
-        ("latent cache per token", format_bytes(report["cache_token_bytes"])),
+        (
+            "latent cache per token",
+            ", ".join(f"{name} {format_bytes(n)}" for name, n in report["cache_types"].items()),
+        ),
         ("longest context", f"{report['max_position_embeddings']} tokens"),
         ("experts", _experts(report)),
         ("MTP modules", str(report["num_mtp_layers"])),
         ("written by", f"shoal {report['shoal_version']}, format {report['format_version']}"),
     ]
     write_pairs(report["path"], rows)
+    formats = {kind: WeightFormat(**form) for kind, form in report["formats"].items()}
+    if formats:
+        write_lines([""])
+        write_pairs("Weights", format_rows(formats))
     write_lines([""])
     forms = [form for form in ("native", "portable") if f"{form}_bytes" in report["memory"][0]]
     write_grid(
         "Memory beside the mapped file (estimate)",
-        ("context tokens", "latent cache", *(f"in all, {form} kernels" for form in forms)),
+        ("context tokens", "float32 cache", *(f"in all, {form} kernels" for form in forms)),
         [
             (
                 str(row["context_tokens"]),

@@ -1,10 +1,11 @@
 """The latent cache: what multi-head latent attention keeps of each token, and nothing else.
 
-C is kv_lora_rank, R is qk_rope_head_dim, S the number of cached tokens.
+S is the number of cached tokens.
 
-For each layer there is one float32 buffer [1, capacity, C+R] whose first S rows are in use. A graph
-is given the prefix [1, S, C+R] as input and as output, so a step writes its rows in place and
-neither copies nor masks unused room. Growing copies rows; nothing is ever computed again.
+A layer's cache has one part or several (graphs/cache_types.py). For each there is one buffer
+[1, capacity, width] whose first S rows are in use. A graph is given the prefix [1, S, width] as
+input and as output, so a step writes its rows in place and neither copies nor masks unused room.
+Growing copies rows; nothing is ever computed again.
 
 A fork shares the buffers until one of the two makes room for new rows: everything is written
 behind ``reserve``, so that is where the rows are copied.
@@ -13,66 +14,96 @@ behind ``reserve``, so that is where the rows are copied.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shoal.graphs.cache_types import CachePart, CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime.memory import read_memory
 
 _SMALLEST_CAPACITY = 64
 _GROWTH = 1.5  # each row is copied about twice in all, and at most a third of the room is unused
-_VALUE_BYTES = 4
+
+
+class _Binding(Protocol):
+    """Takes addresses for a graph; see ``session.Binding``."""
+
+    def bind_input_at(
+        self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], address: int
+    ) -> None: ...
+
+    def bind_output_at(
+        self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], address: int
+    ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheLayout:
+    """What the latent caches of a model are like."""
+
+    type: CacheType
+    parts: tuple[CachePart, ...]  # of one layer
+    max_length: int  # tokens; a cache never gets room for more
 
 
 class LatentCache:
-    """One growing buffer of latent rows per layer.
+    """Growing buffers of latent rows, one for each layer and part.
 
     Args:
         num_layers: decoder layers.
-        width: values per token and layer, C+R.
-        max_length: tokens the model can hold; the cache never gets room for more.
+        layout: of each layer.
     """
 
-    def __init__(self, num_layers: int, *, width: int, max_length: int) -> None:
+    def __init__(self, num_layers: int, layout: CacheLayout) -> None:
         self.num_layers = num_layers
-        self.width = width
-        self.max_length = max_length
+        self.layout = layout
         self.length = 0
-        self._buffers = [np.empty((1, 0, width), np.float32) for _ in range(num_layers)]
+        # By the name of the graph input: layer by layer, part by part.
+        self._parts = {
+            part.input(layer): part for layer in range(num_layers) for part in layout.parts
+        }
+        self._buffers: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((1, 0, part.width), part.dtype) for name, part in self._parts.items()
+        }
         # All caches that use these buffers, this one included.
         self._sharers: weakref.WeakSet[LatentCache] = weakref.WeakSet([self])
 
     @property
     def capacity(self) -> int:
         """Tokens there is room for without growing."""
-        return min(buffer.shape[1] for buffer in self._buffers)
+        return min(int(buffer.shape[1]) for buffer in self._buffers.values())
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one token takes in all layers: (C+R) float32 values per layer."""
-        return self.num_layers * self.width * _VALUE_BYTES
+        """Bytes one token takes in all layers."""
+        return self.num_layers * sum(part.token_bytes for part in self.layout.parts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, unused room included."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
-    def rows(self, layer: int) -> npt.NDArray[np.float32]:
-        """The rows in use of one layer, float32 [S, C+R]: a view, valid until the cache grows."""
-        view: npt.NDArray[np.float32] = self._buffers[layer][0, : self.length]
-        return view
+    def rows(self) -> dict[str, npt.NDArray[Any]]:
+        """The rows in use, [S, width] by name of the graph input: views, until the cache grows."""
+        return {name: buffer[0, : self.length] for name, buffer in self._buffers.items()}
 
-    def rows_ahead(self, layer: int, count: int) -> npt.NDArray[np.float32]:
-        """Rows behind those in use that a graph has written, float32 [count, C+R]: a view."""
-        view: npt.NDArray[np.float32]
-        view = self._buffers[layer][0, self.length : self.length + count]
-        return view
+    def rows_ahead(self, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Rows behind those in use that a graph has written, [count, width]: views."""
+        ahead = slice(self.length, self.length + count)
+        return {name: buffer[0, ahead] for name, buffer in self._buffers.items()}
 
-    def address(self, layer: int) -> int:
-        """Where the buffer of ``layer`` starts in memory; it moves when the cache grows."""
-        return int(self._buffers[layer].ctypes.data)
+    def bind_to(self, binding: _Binding, length: int) -> None:
+        """Let a graph read and write the first ``length`` rows; to be repeated once it grew."""
+        for layer in range(self.num_layers):
+            for part in self.layout.parts:
+                shape = (1, length, part.width)
+                address = int(self._buffers[part.input(layer)].ctypes.data)
+                binding.bind_input_at(part.input(layer), part.dtype, shape, address)
+                binding.bind_output_at(part.output(layer), part.dtype, shape, address)
 
     @property
     def is_shared(self) -> bool:
@@ -81,9 +112,9 @@ class LatentCache:
 
     def fork(self) -> LatentCache:
         """Another cache with the same rows; costs nothing until one of the two is written to."""
-        other = LatentCache(self.num_layers, width=self.width, max_length=self.max_length)
+        other = LatentCache(self.num_layers, self.layout)
         other.length = self.length
-        other._buffers = list(self._buffers)
+        other._buffers = dict(self._buffers)
         other._sharers = self._sharers
         self._sharers.add(other)
         return other
@@ -94,31 +125,29 @@ class LatentCache:
         Whoever writes rows calls this first: it is what keeps forks apart.
 
         Raises:
-            InputError: more than ``max_length``.
+            InputError: more than the layout allows.
             RuntimeFailure: the machine has not the memory.
         """
-        if length > self.max_length:
-            raise InputError(
-                f"context: {length} tokens are more than the model's {self.max_length}; shorten it"
-            )
+        if length > self.layout.max_length:
+            raise too_long(length, self.layout.max_length)
         if length <= self.capacity and not self.is_shared:
             return
         # A fork needs no more room than its own rows, whatever the other one had.
         room = self.length if self.is_shared else self.capacity
         grown = max(length, int(room * _GROWTH), _SMALLEST_CAPACITY)
-        self._move(min(grown, self.max_length))
+        self._move(min(grown, self.layout.max_length))
 
     def _move(self, capacity: int) -> None:
         """Take new buffers with room for ``capacity`` tokens."""
         self._check_memory(capacity)
-        # One layer after the other: at most one layer's rows exist twice.
-        for layer, old in enumerate(self._buffers):
+        # One buffer after the other: the rows of at most one exist twice.
+        for name, old in list(self._buffers.items()):
             try:
-                new = np.empty((1, capacity, self.width), np.float32)
+                new = np.empty((1, capacity, old.shape[2]), old.dtype)
             except MemoryError as error:
                 raise self._no_memory(capacity) from error
             new[:, : self.length] = old[:, : self.length]
-            self._buffers[layer] = new
+            self._buffers[name] = new
         self._sharers.discard(self)
         self._sharers = weakref.WeakSet([self])
 
@@ -137,11 +166,11 @@ class LatentCache:
             raise InputError(f"context: cannot rewind to {length}, it holds {self.length} tokens")
         self.length = length
 
-    def restore(self, rows: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Hold these rows instead, one array float32 [S, C+R] per layer; used, not copied."""
-        self._buffers = [np.ascontiguousarray(layer)[None] for layer in rows]
+    def restore(self, rows: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Hold these rows instead, as ``rows`` returned them; used, not copied."""
+        self._buffers = {name: np.ascontiguousarray(rows[name])[None] for name in self._parts}
         self._sharers = weakref.WeakSet([self])
-        self.length = len(rows[0])
+        self.length = next(iter(self._buffers.values())).shape[1]
 
     def _check_memory(self, capacity: int) -> None:
         # np.empty succeeds far beyond what exists, and the process would be killed later.
@@ -155,5 +184,13 @@ class LatentCache:
         megabytes = capacity * self.bytes_per_token / 1e6
         return RuntimeFailure(
             f"latent cache: {capacity} tokens take {megabytes:.0f} MB, more than is free; use a "
-            "shorter context or free memory"
+            "shorter context, a cache of a smaller type, or free memory"
         )
+
+
+def too_long(length: int, limit: int) -> InputError:
+    """The refusal of more tokens than a context can hold."""
+    return InputError(
+        f"context: {length} tokens are more than the model's {limit} (max_position_embeddings or "
+        "max_context); shorten the prompt or start a new context"
+    )

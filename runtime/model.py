@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.graphs.recipes import FLOAT32
@@ -18,7 +19,8 @@ from shoal.runtime.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafter import Drafter
 from shoal.runtime.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.generate import GenerateOptions, Generation
-from shoal.runtime.graph_check import check_graphs, check_mtp
+from shoal.runtime.graph_check import check_cache, check_graphs, check_mtp
+from shoal.runtime.latent_cache import CacheLayout
 from shoal.runtime.row_audit import RowAudit, shortest_depth
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
@@ -36,6 +38,7 @@ def open_bundle(
     *,
     kernels: Kernels = "auto",
     threads: int | None = None,
+    cache: CacheType = "float32",
     max_context: int | None = None,
     max_memory: int | None = None,
 ) -> Model:
@@ -45,17 +48,22 @@ def open_bundle(
         path: the bundle folder.
         kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
         threads: threads that compute; None for one per big core available.
-        max_context: tokens a context may hold; None for as many as the model can read.
+        cache: type of the latent cache: "float32", "float16" or "int8".
+        max_context: tokens a context may hold; None for as many as the model can read. More than
+            that is allowed, with a warning: the model has seen no such positions in training.
         max_memory: bytes this process may take for itself, beside the mapped weights; without
             ``max_context``, a context may hold as many tokens as one alone fits into that.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or too new.
+        BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
+            of cache.
         InputError: an unknown value of an option.
         RuntimeFailure: not enough memory, said before anything is loaded, or native kernels that
             are not there.
     """
     settings = choose_settings(kernels, threads)
+    if cache not in CACHE_TYPES:
+        raise InputError(f"cache must be {', '.join(CACHE_TYPES)}, found {cache!r}")
     bundle = Bundle.open(path)
     if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
         if kernels == "native":
@@ -64,16 +72,16 @@ def open_bundle(
                 "portable, or export with --weights int8"
             )
         settings = dataclasses.replace(settings, kernels="portable", library=None)
-    need = bundle_need(bundle.manifest, settings.kernels)
+    need = bundle_need(bundle.manifest, settings.kernels, cache)
     tokens = choose_context(
         str(path),
         need,
         settings.threads,
         max_context=max_context,
         max_memory=max_memory,
-        advice=native_advice(bundle.manifest, settings.kernels),
+        advice=native_advice(bundle.manifest, settings.kernels, cache),
     )
-    return Model(bundle, settings, tokens)
+    return Model(bundle, settings, cache, tokens)
 
 
 class Model:
@@ -82,29 +90,34 @@ class Model:
     Args:
         bundle: where it lies.
         settings: threads and kernels.
-        max_context: tokens a context may hold, at most those the model can read.
+        cache_type: of the latent cache of its contexts.
+        max_context: tokens a context may hold.
     """
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings, max_context: int) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: SessionSettings, cache_type: CacheType, max_context: int
+    ) -> None:
         self.bundle = bundle
+        self.cache_type = cache_type
         self.threads = settings.threads
         self.kernels = settings.kernels
-        self._info = dataclasses.replace(bundle.manifest.model, max_position_embeddings=max_context)
+        info = self._info = bundle.manifest.model
         self._settings = settings
         self._audit = RowAudit()
-        self._decoder = GraphSession(bundle.graph_path("decoder"), settings)
+        check_cache(bundle, cache_type)
+        self._layout = CacheLayout(
+            type=cache_type,
+            parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
+            max_length=max_context,
+        )
+        self._decoder = GraphSession(bundle.graph_path(graph_role("decoder", cache_type)), settings)
         self._head = GraphSession(bundle.graph_path("head"), settings)
-        check_graphs(bundle.manifest, self._decoder, self._head)
+        check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
 
     @property
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self.bundle.manifest
-
-    @property
-    def max_context(self) -> int:
-        """Tokens a context may hold."""
-        return self._info.max_position_embeddings
 
     @property
     def config(self) -> dict[str, Any]:
@@ -122,6 +135,11 @@ class Model:
         return self.has_tokenizer and self._template_source is not None
 
     @property
+    def max_context(self) -> int:
+        """Tokens a context can hold."""
+        return self._layout.max_length
+
+    @property
     def can_draft(self) -> bool:
         """Whether the bundle has a multi-token-prediction module."""
         return "mtp" in self.manifest.graphs
@@ -133,7 +151,7 @@ class Model:
 
     def new_context(self) -> Context:
         """An empty context."""
-        return Context(self._info, self._decoder, self._head, self.bundle_id)
+        return Context(self._info, self._decoder, self._head, self.bundle_id, self._layout)
 
     def start_drafting(self, context: Context) -> Drafter:
         """Give a context a drafter, if it has none; the module is loaded on the first call.
@@ -142,22 +160,23 @@ class Model:
             InputError: the bundle has no multi-token-prediction module.
         """
         if context.drafter is None:
-            context.drafter = Drafter(self._info, self._mtp, self._head)
+            context.drafter = Drafter(self._info, self._mtp, self._head, self._layout)
         return context.drafter
 
     def load_context(self, path: str | Path) -> Context:
         """A context as ``Context.save`` wrote it; what follows has the same bits.
 
         Raises:
-            InputError: the file is damaged, of another bundle or no context.
+            InputError: the file is damaged, of another bundle or type of cache, or no context.
             RuntimeFailure: not enough memory.
         """
         return self.load_context_and_note(path)[0]
 
     def load_context_and_note(self, path: str | Path) -> tuple[Context, dict[str, Any]]:
         """A saved context and the note that was saved with it; see ``load_context``."""
-        file = read_context_file(Path(path), bundle=self.bundle_id)
-        has_mtp = check_arrays(Path(path), file.arrays, self._info)
+        cache_type = self.cache_type
+        file = read_context_file(Path(path), bundle=self.bundle_id, cache_type=cache_type)
+        has_mtp = check_arrays(Path(path), file.arrays, self._info, self._layout)
         context = self.new_context()
         if has_mtp:
             self.start_drafting(context)
@@ -327,8 +346,9 @@ class Model:
                 f"{self.bundle.folder}: drafts need a multi-token-prediction module, which this "
                 "bundle has not; use draft 0"
             )
-        mtp = GraphSession(self.bundle.graph_path("mtp"), self._settings)
-        check_mtp(self._info, mtp)
+        role = graph_role("mtp", self.cache_type)
+        mtp = GraphSession(self.bundle.graph_path(role), self._settings)
+        check_mtp(self._info, mtp, self.cache_type)
         return mtp
 
     @functools.cached_property

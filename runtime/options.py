@@ -10,7 +10,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
+from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.runtime.option_types import (
     byte_count,
     draft_length,
@@ -23,9 +23,9 @@ from shoal.runtime.option_types import (
     probability_or_zero,
 )
 from shoal.runtime.options_eval import add_eval_options
+from shoal.runtime.options_export import add_export_options, add_hub_options
 from shoal.runtime.options_pack import add_pack_options, add_unpack_options
 
-DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own; a test compares them
 DEFAULT_NEW_TOKENS = 256
 DEFAULT_BENCH_DEPTHS = (0, 512, 1024)
 DEFAULT_BENCH_PREFILL = (128, 512)
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="show the whole traceback when something fails"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    _add_export(_add_verb(verbs, "export"))
+    add_export_options(_add_verb(verbs, "export"))
     _add_run(_add_verb(verbs, "run"))
     _add_verify(_add_verb(verbs, "verify"))
     _add_inspect(_add_verb(verbs, "inspect"))
@@ -119,80 +119,6 @@ def add_common_options(verb: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,  # keeps a --debug given before the verb
         help="show the whole traceback when something fails",
     )
-
-
-def _add_export(verb: argparse.ArgumentParser) -> None:
-    verb.description = (
-        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files), or fetch one "
-        "from the Hugging Face Hub, and write a bundle: a folder that runs with nothing but "
-        "`pip install shoal`. Weights are streamed, so a model larger than memory can be "
-        "exported. The bundle appears only when it is complete and checked. Needs the export "
-        "extra: pip install 'shoal[export]'."
-    )
-    verb.epilog = (
-        "examples:\n"
-        "  shoal export checkpoints/tiny-v3 build/tiny --weights int8\n"
-        "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
-    )
-    verb.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="folder, .gguf file, or ORG/NAME on the hub",
-    )
-    add_export_options(verb)
-
-
-def add_export_options(verb: argparse.ArgumentParser) -> None:
-    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
-    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
-    verb.add_argument(
-        "--weights",
-        choices=WEIGHT_CHOICES,
-        default=DEFAULT_RECIPE,
-        help="recipe to store weights by: "
-        + "; ".join(f"{recipe.name}, {recipe.meaning}" for recipe in RECIPES.values())
-        + f"; {FLOAT32}, for debugging (default: {DEFAULT_RECIPE})",
-    )
-    verb.add_argument(
-        "--block-size",
-        type=int,
-        choices=BLOCK_SIZES,
-        metavar="N",
-        help="8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller is more exact "
-        "and takes more room (default: the recipe's)",
-    )
-    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
-    verb.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an export that was stopped, from its last complete layer, and keep what is "
-        "written when this one is stopped",
-    )
-    verb.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check the checkpoint and say what would be written and what it will need; "
-        "writes nothing",
-    )
-    verb.add_argument(
-        "--fidelity-text",
-        metavar="FILE",
-        type=Path,
-        help="text on which int8 is compared with float32 (default: a text that comes with shoal)",
-    )
-    verb.add_argument(
-        "--fidelity-tokens",
-        type=positive_int,
-        default=DEFAULT_FIDELITY_TOKENS,
-        metavar="N",
-        help=f"tokens of that text to use at most (default: {DEFAULT_FIDELITY_TOKENS})",
-    )
-    verb.add_argument(
-        "--no-fidelity",
-        action="store_true",
-        help="skip the comparison: faster, but nobody knows what int8 cost",
-    )
-    _add_hub(verb)
 
 
 def _add_run(verb: argparse.ArgumentParser) -> None:
@@ -329,7 +255,7 @@ def _add_verify(verb: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="what the bundle was made from: a folder, or ORG/NAME on the hub",
     )
-    _add_hub(verb)
+    add_hub_options(verb)
 
 
 def _add_inspect(verb: argparse.ArgumentParser) -> None:
@@ -390,6 +316,12 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         help="also measure what drafts of the multi-token-prediction module bring",
     )
     verb.add_argument(
+        "--cache-kl",
+        action="store_true",
+        help="also measure, on the text that comes with shoal and at the same depths, how far "
+        "predictions over float16 and int8 caches are from those over a float32 cache",
+    )
+    verb.add_argument(
         "--report",
         metavar="FILE",
         help="also write figures of this board to a JSON file (- for stdout): cores, governor, "
@@ -413,18 +345,6 @@ def _add_bundle(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="bundle folder")
 
 
-def _add_hub(verb: argparse.ArgumentParser) -> None:
-    group = verb.add_argument_group("Hugging Face Hub")
-    group.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
-    )
-    group.add_argument(
-        "--token",
-        metavar="TEXT",
-        help="of an account, for models that are not public (default: HF_TOKEN or a login)",
-    )
-
-
 def _add_machine(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("machine")
     group.add_argument(
@@ -439,6 +359,13 @@ def _add_machine(verb: argparse.ArgumentParser) -> None:
         default="auto",
         help="form of the ops: native needs compiled kernels, portable only onnxruntime, "
         "auto takes what is there (default: auto)",
+    )
+    group.add_argument(
+        "--cache",
+        choices=CACHE_TYPES,
+        default="float32",
+        help="type of the latent cache: float16 takes half the memory, int8 less than a third "
+        "(default: float32)",
     )
     group.add_argument(
         "--max-context",

@@ -18,10 +18,11 @@ from shoal.runtime.answer import (
     write_speed,
 )
 from shoal.runtime.generate import Generation
+from shoal.runtime.inspect import bundle_cache_token_bytes
 from shoal.runtime.interactive import Dialogue, run_dialogue
 from shoal.runtime.line_requests import LineRequests
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.report import progress_line, write_json
+from shoal.runtime.report import format_bytes, progress_line, write_json
 from shoal.runtime.saved_dialogue import open_dialogue
 from shoal.runtime.service import run_loop
 from shoal.runtime.verbose import write_memory, write_opened
@@ -129,7 +130,8 @@ def _answer_once(
 ) -> int:
     if not args.json and not args.verbose:
         progress_line(
-            f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels]"
+            f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels, "
+            f"{model.cache_type} cache of {format_bytes(token_bytes(model))} per token]"
         )
     write = _ignore if args.json else _write_piece
     answer, generation = answer_with(write)
@@ -154,8 +156,15 @@ def _machine_report(args: argparse.Namespace, model: Model, load_s: float) -> di
         "bundle": str(args.bundle),
         "kernels": model.kernels,
         "threads": model.threads,
+        "cache": model.cache_type,
+        "cache_token_bytes": token_bytes(model),
         "load_ms": load_s * 1000,
     }
+
+
+def token_bytes(model: Model) -> int:
+    """Latent cache of one token."""
+    return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
 
 
 def _write_piece(piece: str) -> None:

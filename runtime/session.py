@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
 from shoal.runtime.machine import default_threads, read_cpu
 from shoal.runtime.requirements import check_machine, onnxruntime_error
@@ -85,11 +86,14 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
     )
 
 
+PortType = Literal["tensor(float)", "tensor(float16)", "tensor(uint8)", "tensor(int64)"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Port:
     """What a graph input or output must be like."""
 
-    type: Literal["tensor(float)", "tensor(int64)"]
+    type: PortType
     width: int | None  # size of the last dimension, None if it may vary
 
 
@@ -107,6 +111,7 @@ class GraphSession:
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
         self.path = path
+        self._keeps_scores = settings.library is None
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), _session_options(settings), providers=["CPUExecutionProvider"]
@@ -141,6 +146,13 @@ class GraphSession:
                     f"{self.path}: {kind} differ from the manifest at "
                     f"{', '.join(ascii(name) for name in wrong[:5])}; re-export the bundle"
                 )
+
+    def score_bytes(self, info: ModelInfo) -> int:
+        """Bytes that attention takes for each pair of a new token and a cached one.
+
+        The portable form holds the scores of all heads at once, the native one those of a few rows.
+        """
+        return 4 * info.num_attention_heads if self._keeps_scores else 0
 
     def map_rows(
         self, source: str, rows: npt.NDArray[np.float32], target: str, width: int

@@ -41,10 +41,18 @@ class Step:
     routing: Routing | None
 
 
-def chunk_length(position: int, remaining: int, num_heads: int) -> int:
-    """Tokens to run at once from ``position``, so that attention scores stay small."""
+def chunk_length(position: int, remaining: int, score_bytes: int) -> int:
+    """Tokens to run at once from ``position``, so that attention scores stay small.
+
+    Args:
+        position: tokens in the cache.
+        remaining: tokens still to be read.
+        score_bytes: of one new token and one cached one; 0 where scores are not kept.
+    """
     longest = min(remaining, LARGEST_CHUNK)
-    fitting = SCORE_BYTES // (4 * num_heads * (position + longest))
+    if score_bytes == 0:
+        return longest
+    fitting = SCORE_BYTES // (score_bytes * (position + longest))
     return min(longest, max(SMALLEST_CHUNK, fitting))
 
 

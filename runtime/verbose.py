@@ -27,9 +27,10 @@ def write_opened(model: Model, load_s: float) -> None:
         progress_line(f"[native kernels ({isa}): {', '.join(native)}]")
     progress_line(f"[portable kernels: {', '.join(portable)}]")
     progress_line(f"[threads: {model.threads}, {_cores(cpu)}]")
+    token_bytes = bundle_cache_token_bytes(manifest.model, model.cache_type)
     progress_line(
-        f"[latent cache: {format_bytes(bundle_cache_token_bytes(manifest.model))} per token, "
-        f"contexts of up to {model.max_context} tokens]"
+        f"[latent cache: {model.cache_type}, {format_bytes(token_bytes)} per token, contexts of up "
+        f"to {model.max_context} tokens]"
     )
     write_memory()
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime import cli, extras, options, options_eval
+from shoal.runtime import cli, extras, options, options_eval, options_export
 from shoal.runtime.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
 
 COMMON = ["--debug", "--help", "--json", "-h"]
-MACHINE = ["--kernels", "--max-context", "--max-memory", "--threads"]
+MACHINE = ["--cache", "--kernels", "--max-context", "--max-memory", "--threads"]
 HUB = ["--revision", "--token"]
 SURFACE = {
     "export": [
@@ -71,6 +71,7 @@ SURFACE = {
     ],
     "bench": [
         *MACHINE,
+        "--cache-kl",
         "--depths",
         "--new-tokens",
         "--prefill",
@@ -284,7 +285,7 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
 def test_defaults_shown_for_export_are_the_exporters() -> None:
     from shoal.export import pipeline
 
-    assert options.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
+    assert options_export.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
 
 
 def test_default_shown_for_eval_is_the_evaluations() -> None:

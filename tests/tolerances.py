@@ -61,6 +61,10 @@ near ties; 0.95 to 0.99 were measured. A choice that changes moves its token's l
 is judged by the median KL divergence there, with the bound of the trained model; 1.6e-3 was the
 largest measured."""
 
+CACHE_ROUNDING_KL = {"float16": 2e-7, "int8": 2e-5}
+"""Median KL divergence from a float32 cache, of the tiny model with float weights; 1.6e-8 and
+2.5e-6 were measured on English. The mean is ruled by the few tokens whose experts change."""
+
 OTHER_PROCESSOR_KL = 1e-3
 """Mean KL divergence of the int8 tiny model between x86 and ARM. 7e-5 to 1.6e-4 were measured where
 both have dot products and round activations to 8 bits at the same places; 6.4e-4 in the portable
@@ -70,3 +74,6 @@ closer to float32."""
 CLEAR_MARGIN = 0.4
 """In logits: 0.18 was the largest difference of one between x86 and ARM in the int8 tiny model, so
 a token that leads by more than twice that is the likeliest on both."""
+
+INT4_MEAN_KL = 4e-3
+"""Nats, of the tiny model whose routed experts have 4 bits; 1.7e-3 was measured."""

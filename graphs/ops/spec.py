@@ -18,9 +18,10 @@ that check drafts have a few tokens, prompts have many."""
 class OpSpec:
     """Signature, meaning and portable form of an op.
 
-    Types are written f (float32), u (uint8), i (int64), followed by the shape in the project's
-    letters (graphs/contract.py); ``..`` stands for any leading dimensions. Inputs, outputs and
-    attributes are in the order in which a node lists them. Only trailing inputs can be optional.
+    Types are written f (float32), h (float16), c (either), u (uint8), i (int64), followed by the
+    shape in the project's letters (graphs/contract.py); ``..`` stands for any leading dimensions.
+    Inputs, outputs and attributes are in the order in which a node lists them. Only trailing inputs
+    can be optional.
     """
 
     name: str

@@ -24,7 +24,7 @@ from shoal.runtime.tokenizer import Tokenizer, load_tokenizer
 
 IntArray = npt.NDArray[np.int64]
 
-_LOGITS_AT_ONCE = 2 << 20  # 16 MB in float64, a few of which are held per model
+_LOGITS_AT_ONCE = 4 << 20  # 32 MB in float64, of which some five are held at a time
 
 
 class Subject(Protocol):

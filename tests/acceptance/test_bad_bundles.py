@@ -18,10 +18,14 @@ from shoal.runtime.cli import main
 
 Refusal = Callable[..., str]
 FILES = (
+    "decoder.float16.onnx",
+    "decoder.int8.onnx",
     "decoder.onnx",
     "generation_config.json",
     "head.onnx",
     "manifest.json",
+    "mtp.float16.onnx",
+    "mtp.int8.onnx",
     "mtp.onnx",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -50,6 +54,15 @@ def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     edit(content)
     content["manifest_sha256"] = checksum(content)
     path.write_text(json.dumps(content))
+
+
+DRAFT_ROLES = ("mtp", "mtp.float16", "mtp.int8")
+
+
+def leave_out_drafts(manifest: dict[str, Any]) -> None:
+    for role in DRAFT_ROLES:
+        del manifest["files"][manifest["graphs"].pop(role)]
+    manifest["model"]["num_mtp_layers"] = 0
 
 
 def replace(bundle: Path, name: str, content: bytes) -> None:
@@ -163,14 +176,13 @@ def test_weights_changed_since_the_export_are_named_against_the_checkpoint(
     content = bytearray((bundle / "weights.bin").read_bytes())
     content[manifest["tensors"]["layers.2.mlp.experts.down"]["offset"]] ^= 1
     replace(bundle, "weights.bin", bytes(content))
-    edit_manifest(bundle, lambda content: content["graphs"].pop("mtp") and None)
-    edit_manifest(bundle, lambda content: content["model"].update(num_mtp_layers=0))
-    (bundle / "mtp.onnx").unlink()
-    edit_manifest(bundle, lambda content: content["files"].pop("mtp.onnx") and None)
+    edit_manifest(bundle, leave_out_drafts)
+    for role in DRAFT_ROLES:
+        (bundle / f"{role}.onnx").unlink()
     assert main(["verify", str(bundle)]) == 0
     message = refusal("verify", bundle, "--checkpoint", tiny_checkpoint, silent=False)
-    assert "2 parts differ" in message
-    assert "mtp.onnx, layers.2.mlp.experts.down" in message
+    assert "4 parts differ" in message
+    assert "mtp.onnx, mtp.float16.onnx, mtp.int8.onnx, layers.2.mlp.experts.down" in message
 
 
 def test_another_checkpoint_than_the_bundles_is_refused(
@@ -188,4 +200,4 @@ def test_prompts_that_cannot_be_answered_are_refused(bundle: Path, refusal: Refu
     assert "expected a prompt, found nothing" in refusal("run", bundle, "--prompt", "")
     message = refusal("run", bundle, "--prompt", "word " * 3000)
     assert "more than the model's 2048" in message
-    assert "shorten it" in message
+    assert "shorten the prompt" in message

@@ -241,7 +241,7 @@ def test_graphs_pass_the_onnx_checker(which: str, request: pytest.FixtureRequest
     assert set(bundle.manifest.graphs) == set(GRAPH_FILES)
     for role in bundle.manifest.graphs:
         # Shapes too, where onnx knows all ops: those of com.microsoft it does not.
-        full = bundle.manifest.weights == "fp32"
+        full = bundle.manifest.weights == "fp32" and not role.endswith(".int8")
         onnx.checker.check_model(str(bundle.graph_path(role)), full_check=full)
 
 

@@ -82,6 +82,7 @@ class FakeGeneration:
 class FakeModel:
     threads = 2
     kernels = "portable"
+    cache_type = "float32"
     max_context = LIMIT
 
     def __init__(self, *, template: bool = False) -> None:

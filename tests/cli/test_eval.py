@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.fidelity import shipped_text
+from shoal.runtime.bundle import Bundle
 from shoal.runtime.cli import main
 from shoal.runtime.evaluation.progress import EvalProgress
+from shoal.runtime.report import format_bytes
 
 WINDOW = "64"
 
@@ -62,14 +64,17 @@ class Structure(HTMLParser):
 
 
 def test_the_table_says_what_was_compared_and_how_close_it_is(
-    run: Callable[..., tuple[int, str, str]],
+    run: Callable[..., tuple[int, str, str]], int8_bundle: Path
 ) -> None:
     code, out, err = run("--generate", "4")
     assert (code, err) == (0, "")
     assert re.match(r"prose\.txt: \d+ tokens in \d+ windows of 64; compared with tiny-fp32; ", out)
     for heading in ("KL divergence from the reference (nats)", "Same experts by layer"):
         assert heading in out
-    assert re.search(r"^tiny-int8 +int8 +13\.3 MB +8\.30 +\S+ \[\S+, \S+\]", out, re.MULTILINE)
+    manifest = Bundle.open(int8_bundle).manifest
+    num_bytes = sum(tensor.size for tensor in manifest.tensors.values())
+    held = f"{format_bytes(num_bytes)} +{8 * num_bytes / manifest.model.parameters:.2f}"
+    assert re.search(rf"^tiny-int8 +int8 +{held} +\S+ \[\S+, \S+\]", out, re.MULTILINE)
     assert len(re.findall("^tiny-fp32", out, re.MULTILINE)) == 1  # the reference is measured only
     assert "4 greedy tokens after each of" in out
 

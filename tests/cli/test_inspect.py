@@ -27,6 +27,12 @@ def tensor(dtype: str, size: int) -> TensorInfo:
 
 def test_cache_is_c_plus_r_floats_per_layer() -> None:
     assert cache_token_bytes(512, 64, 27) == 576 * 4 * 27
+    assert cache_token_bytes(512, 64, 27, "float16") == 576 * 2 * 27
+
+
+def test_an_int8_cache_has_a_scale_for_64_values_and_rope_keys_of_16_bits() -> None:
+    assert cache_token_bytes(512, 64, 27, "int8") == (512 + 8 * 4 + 64 * 2) * 27
+    assert cache_token_bytes(48, 16, 3, "int8") == (48 + 3 * 4 + 16 * 2) * 3
 
 
 def test_loaded_weights_are_repacked_copies_without_embedding_and_mtp() -> None:

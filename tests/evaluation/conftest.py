@@ -36,9 +36,14 @@ def int8_model(int8_bundle: Path) -> Model:
 
 @pytest.fixture
 def relabelled(int8_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes a copy of the int8 bundle with another config.json or another tokenizer."""
+    """Makes a copy of the int8 bundle with another config.json, another tokenizer or none."""
 
-    def make(*, config: dict[str, object] | None = None, merges_dropped: int = 0) -> Path:
+    def make(
+        *,
+        config: dict[str, object] | None = None,
+        merges_dropped: int = 0,
+        has_tokenizer: bool = True,
+    ) -> Path:
         folder = tmp_path / "relabelled"
         folder.mkdir()
         for path in int8_bundle.iterdir():
@@ -55,6 +60,9 @@ def relabelled(int8_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
             file.write_text(json.dumps(content), encoding="utf-8")
             data = file.read_bytes()
             files[file.name] = FileInfo(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if not has_tokenizer:
+            (folder / "tokenizer.json").unlink()
+            del files["tokenizer.json"]
         changed = dataclasses.replace(
             manifest, config=manifest.config | (config or {}), files=files
         )

@@ -376,6 +376,11 @@ def test_a_window_that_no_model_can_read_is_refused(
         evaluate([int8_model], texts=[text], window=window)
 
 
+def test_a_model_without_a_tokenizer_is_refused(relabelled: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"relabelled: evaluating needs tokenizer\.json"):
+        evaluate([relabelled(has_tokenizer=False)], threads=1)
+
+
 def test_nothing_to_evaluate_is_refused() -> None:
     with pytest.raises(InputError, match="expected a bundle or a checkpoint, found none"):
         evaluate([])

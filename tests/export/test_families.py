@@ -98,6 +98,20 @@ def test_greedy_tokens_are_those_of_transformers(exported: Exported) -> None:
     assert ours == theirs[0, len(ids) :].tolist()
 
 
+def test_a_prompt_read_in_pieces_is_what_transformers_makes_of_the_pieces(
+    exported: Exported,
+) -> None:
+    """Also where the second piece goes beyond the original context of stretched models."""
+    ids, split = token_ids(), 20
+    context = open_bundle(exported.fp32, threads=1).new_context()
+    ours = [context.prefill(part[0].tolist()) for part in (ids[:, :split], ids[:, split:])]
+    with torch.inference_mode():
+        first = exported.oracle(ids[:, :split], use_cache=True)
+        second = exported.oracle(ids[:, split:], past_key_values=first.past_key_values)
+    for found, expected in zip(ours, (first, second), strict=True):
+        assert np.abs(found - expected.logits[0, -1].numpy()).max() <= BUNDLE_LOGITS
+
+
 def test_the_int8_bundle_is_close_to_the_float_one(exported: Exported) -> None:
     ids = token_ids()[0].tolist()
     models = [open_bundle(folder, threads=1) for folder in (exported.fp32, exported.int8)]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.export.oracle import make_v3, raw_config, save
+from tests.export.sparse_checkpoint import V3, write_sparse
 from torch import Tensor
 
-from shoal.export.checkpoint import Checkpoint
+from shoal.export.checkpoint import INDEX_FILE, Checkpoint
 from shoal.export.config import load_config
 from shoal.export.model.transformer import CausalLM
 from shoal.export.names import ParameterSources, parameter_sources
@@ -131,6 +132,19 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_together(
     assert "mlp.gate_proj.weight: expected shape [40, 48], found [41, 48]" in message
     assert "unexpected model.layers.0.self_attn.surprise [2]" in message
     assert "lm_head.weight: expected F32, F16, BF16, F8_E4M3, found I32" in message
+
+
+def test_one_expert_that_is_missing_from_one_layer_of_a_large_model_is_named(
+    tmp_path: Path,
+) -> None:
+    write_sparse(tmp_path, V3 | {"num_hidden_layers": 18})
+    index = tmp_path / INDEX_FILE
+    content = json.loads(index.read_text())
+    del content["weight_map"]["model.layers.17.mlp.experts.201.down_proj.weight"]
+    index.write_text(json.dumps(content))
+    expected = r": missing model\.layers\.17\.mlp\.experts\.201\.down_proj\.weight \[7168, 2048\]; "
+    with pytest.raises(CheckpointError, match=expected):
+        sources_of(tmp_path)
 
 
 def test_a_missing_stack_of_experts_is_named_as_a_stack(original: Path, tmp_path: Path) -> None:

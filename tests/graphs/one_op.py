@@ -21,7 +21,7 @@ from shoal.graphs.ops.table import OPS
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
-WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales"}
+WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales", "packed"}
 
 
 class OneOpModels:
@@ -138,7 +138,14 @@ def _value_info(name: str, value: Array) -> onnx.ValueInfoProto:
 
 
 def _output_info(name: str, kind: str, inputs: Arrays) -> onnx.ValueInfoProto:
-    dtype = {"f": onnx.TensorProto.FLOAT, "i": onnx.TensorProto.INT64}[kind[0]]
+    dtypes = {
+        "f": np.float32,
+        "h": np.float16,
+        "u": np.uint8,
+        "i": np.int64,
+        "c": inputs["cache"].dtype if "cache" in inputs else None,
+    }
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtypes[kind[0]]))
     rank = kind.count(",") + 1
     if ".." in kind:  # the leading dimensions of the first input
         first, value = next(iter(inputs.items()))

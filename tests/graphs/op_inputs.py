@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from tests.graphs.one_op import Array
 from tests.tolerances import ROUNDING_TIE
 
+from shoal.graphs.cache_types import cache_block_size
 from shoal.graphs.ops.linear import linear
 from shoal.graphs.ops.sparse_experts import swiglu
 from shoal.graphs.quantize import Floats, dequantize_blocks, quantize_blocks
@@ -30,6 +31,23 @@ def float_inputs(
         "w_uv": (h, v, c),
     }
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def with_cache(inputs: dict[str, Array], cache_type: str) -> dict[str, Array]:
+    """The same with a cache of another type, which holds the rounded rows."""
+    changed: dict[str, Array] = {}
+    for name, value in inputs.items():
+        if name != "cache" or cache_type == "float32":
+            changed[name] = value
+        elif cache_type == "float16":
+            changed[name] = value.astype(np.float16)
+        else:
+            size = inputs["latent"].shape[-1]
+            block = cache_block_size(size) or 0
+            codes, scales = quantize_blocks(np.ascontiguousarray(value[..., :size]), block)
+            ropes = value[..., size:].astype(np.float16)
+            changed |= {"cache": codes, "cache_scales": scales, "cache_rope": ropes}
+    return changed
 
 
 def int8_inputs(inputs: dict[str, Array], block_size: int) -> dict[str, Array]:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs
+from tests.graphs.op_inputs import SCALE, float_inputs, int8_inputs, with_cache
 from tests.tolerances import ATTENTION_FORMS
 
 from shoal.export.model import ops as torch_ops
@@ -28,6 +28,8 @@ def check_float(models: OneOpModels, inputs: dict[str, Array]) -> None:
     found, cache = models.run("FloatLatentAttention", {"softmax_scale": SCALE}, inputs)
     assert_near(found, expected, ATTENTION_FORMS)
     assert np.array_equal(cache, expected_cache)
+    if cache.dtype != np.float32:
+        return
     tensors = [torch.from_numpy(value) for value in inputs.values()]
     by_torch, torch_cache = torch_attention(*tensors, SCALE)
     assert_near(by_torch.numpy(), expected, ATTENTION_FORMS)
@@ -43,18 +45,33 @@ def check_float(models: OneOpModels, inputs: dict[str, Array]) -> None:
     r=st.integers(1, 8).map(lambda half: 2 * half),
     c=st.integers(1, 40),
     v=st.integers(1, 20),
+    half=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_float_forms_agree(
-    models: OneOpModels, t: int, past: int, h: int, n: int, r: int, c: int, v: int, seed: int
+    models: OneOpModels,
+    t: int,
+    past: int,
+    h: int,
+    n: int,
+    r: int,
+    c: int,
+    v: int,
+    half: bool,
+    seed: int,
 ) -> None:
-    check_float(models, float_inputs(seed, t, past + t, h=h, n=n, r=r, c=c, v=v))
+    inputs = float_inputs(seed, t, past + t, h=h, n=n, r=r, c=c, v=v)
+    check_float(models, with_cache(inputs, "float16" if half else "float32"))
 
 
+@pytest.mark.parametrize("cache_type", ["float32", "float16"])
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize(("t", "s"), [(1, 1), (1, 33), (5, 37), (16, 16)])
-def test_int8_forms_agree(models: OneOpModels, block_size: int, t: int, s: int) -> None:
+def test_int8_forms_agree(
+    models: OneOpModels, block_size: int, t: int, s: int, cache_type: str
+) -> None:
     inputs = int8_inputs(float_inputs(5, t, s, c=block_size), block_size)
+    inputs = with_cache(inputs, cache_type)
     expected, expected_cache = latent_attention(**inputs, softmax_scale=SCALE)
     attributes = {"softmax_scale": SCALE, "block_size": block_size}
     found, cache = models.run("LatentAttention", attributes, inputs)
@@ -77,14 +94,16 @@ def test_scores_of_any_size_stay_finite(models: OneOpModels) -> None:
     check_float(models, inputs)
 
 
+@pytest.mark.parametrize("cache_type", ["float32", "float16"])
 @pytest.mark.parametrize("t", [1, 6])
 def test_cache_is_updated_in_place(
-    models: OneOpModels, t: int, capfd: pytest.CaptureFixture[str]
+    models: OneOpModels, t: int, cache_type: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capacity, s = 50, 21
-    inputs = float_inputs(4, t, s)
+    inputs = with_cache(float_inputs(4, t, s), cache_type)
+    dtype = inputs["cache"].dtype.type
     session = models.open("FloatLatentAttention", {"softmax_scale": SCALE}, inputs)
-    buffer = np.full((1, capacity, inputs["cache"].shape[-1]), 7, np.float32)
+    buffer = np.full((1, capacity, inputs["cache"].shape[-1]), 7, dtype)
     capfd.readouterr()
     for length in range(s, capacity + 1, t):  # the last steps fill the buffer to the brim
         inputs |= {"cache": buffer[:, :length].copy()}
@@ -94,7 +113,7 @@ def test_cache_is_updated_in_place(
         binding = session.io_binding()
         for name in ("q_nope", "q_rope", "latent", "k_rope"):
             binding.bind_cpu_input(name, inputs[name])
-        bind_cache = (np.float32, (1, length, buffer.shape[-1]), buffer.ctypes.data)
+        bind_cache = (dtype, (1, length, buffer.shape[-1]), buffer.ctypes.data)
         binding.bind_input("cache", "cpu", 0, *bind_cache)
         binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
         binding.bind_output("cache_out", "cpu", 0, *bind_cache)

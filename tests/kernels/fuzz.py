@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from tests.graphs.one_op import Array, OneOpModels
-from tests.graphs.op_inputs import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs, with_cache
 from tests.kernels import test_native_experts, test_native_linear
+
+from shoal.graphs.cache_types import CACHE_TYPES
 
 BLOCK = 16
 _INTEGERS = (-(2**63), -17, -1, 0, 1, 3, 16, 17, 32, 2**31, 2**32 + 16, 2**62, 2**63 - 1)
@@ -39,7 +41,11 @@ def sound_case(rng: np.random.Generator) -> Case:
         inputs = test_native_experts.make_inputs(seed, tokens, 4, 2, BLOCK, d=1, f=2)
         return op, {"num_experts_per_tok": 2, "block_size": BLOCK}, dict(inputs)
     inputs = float_inputs(seed, tokens, tokens + int(rng.integers(0, 80)), h=2, n=5, r=4, c=32, v=6)
-    return op, {"softmax_scale": 0.2, "block_size": BLOCK}, int8_inputs(inputs, BLOCK)
+    attributes: dict[str, Any] = {"softmax_scale": 0.2, "block_size": BLOCK}
+    cache_type = CACHE_TYPES[rng.integers(len(CACHE_TYPES))]
+    if cache_type == "int8":
+        op, attributes = "LatentAttentionInt8Cache", attributes | {"cache_block_size": 32}
+    return op, attributes, int8_inputs(with_cache(inputs, cache_type), BLOCK)
 
 
 def damage(case: Case, rng: np.random.Generator) -> Case:

@@ -28,7 +28,7 @@ import hashlib, os, sys
 from pathlib import Path
 from shoal.runtime.kernels.library import find_library
 from tests.graphs.one_op import OneOpModels
-from tests.graphs.op_inputs import float_inputs, int8_inputs
+from tests.graphs.op_inputs import float_inputs, int8_inputs, with_cache
 from tests.kernels import test_native_attention, test_native_experts, test_native_linear
 
 library = Path(sys.argv[1])
@@ -45,7 +45,9 @@ for isa in find_library(library).isas:
             inputs = test_native_experts.make_inputs(1, tokens, 5, 2, block_size, d=1, f=3)
             test_native_experts.run(models, inputs)
             inputs = float_inputs(1, max(tokens, 1), tokens + 77, h=3, n=13, r=6, c=block_size, v=9)
-            test_native_attention.run(models, int8_inputs(inputs, block_size))
+            for cache_type in ("float32", "float16", "int8"):
+                cached = with_cache(inputs, cache_type)
+                test_native_attention.run(models, int8_inputs(cached, block_size))
     print(isa, products.hexdigest())
 """
 

@@ -76,10 +76,11 @@ def test_chunks_equal_the_one_shot_forward(model, monkeypatch, chunk):
 def test_chunks_keep_the_scores_small_and_never_stop():
     for heads in (1, 16, 128):
         for position in (0, 1000, 100_000):
-            count = chunk_length(position, 10_000, heads)
+            count = chunk_length(position, 10_000, 4 * heads)
             assert 16 <= count <= 512
             assert count == 16 or 4 * heads * count * (position + count) <= SCORE_BYTES
-    assert chunk_length(100_000, 3, 128) == 3
+    assert chunk_length(100_000, 3, 4 * 128) == 3
+    assert chunk_length(100_000, 10_000, 0) == 512, "native kernels keep no scores"
 
 
 def test_the_cache_holds_the_latent_and_the_rope_key_of_each_token_and_nothing_else(model):
@@ -91,7 +92,7 @@ def test_the_cache_holds_the_latent_and_the_rope_key_of_each_token_and_nothing_e
     assert context.cache.nbytes == 500 * context.cache.bytes_per_token
     context.prefill(IDS)
     assert context.cache.nbytes == 500 * context.cache.bytes_per_token
-    assert context.cache.rows(0).shape == (len(IDS), width)
+    assert context.cache.rows()["cache.0"].shape == (len(IDS), width)
 
 
 def test_growing_the_cache_does_not_change_results(model):

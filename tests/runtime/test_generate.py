@@ -134,5 +134,5 @@ def test_options_out_of_range_are_refused_at_once(model, prompt, options, expect
 
 def test_a_prompt_longer_than_the_model_can_read_is_refused_at_once(model):
     limit = model.manifest.model.max_position_embeddings
-    with pytest.raises(InputError, match=f"{limit + 1} tokens is more than the model's {limit}"):
+    with pytest.raises(InputError, match=f"{limit + 1} tokens are more than the model's {limit}"):
         model.generate([5] * (limit + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import warnings
@@ -195,9 +196,11 @@ def test_stop_strings_and_stop_tokens_end_an_answer_at_the_same_place(trusting):
 def test_a_context_that_fills_up_in_the_middle_of_a_draft_ends_as_without(trusting, monkeypatch):
     ids = trusting.encode(TEXTS[0])
 
+    layout = dataclasses.replace(trusting._layout, max_length=len(ids) + 9)
+    monkeypatch.setattr(trusting, "_layout", layout)
+
     def answer(draft):
         context = trusting.new_context()
-        context.cache.max_length = len(ids) + 9
         generation = trusting.generate(ids, stop_tokens=(), draft=draft, context=context)
         return list(generation), generation.finish_reason, context.position
 

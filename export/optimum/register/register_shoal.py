@@ -11,7 +11,8 @@ from argparse import ArgumentParser
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from shoal.runtime.options import add_common_options, add_export_options
+from shoal.runtime.options import add_common_options
+from shoal.runtime.options_export import add_bundle_options
 
 
 class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
@@ -32,7 +33,7 @@ class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             required=True,
             help="checkpoint folder, or ORG/NAME on the hub",
         )
-        add_export_options(parser)
+        add_bundle_options(parser)
         add_common_options(parser)
         parser.set_defaults(debug=False)
 

@@ -71,10 +71,11 @@ void attend_rows(const Sizes& sizes, const Tensors& tensors, const float* querie
                  int64_t position, int64_t chunk, const Parts& parts) {
   ScratchLayout layout;
   const size_t scores = layout.add<float>(rows * kChunkRows);
+  const size_t read = layout.add<float>(tensors.cache.scratch(kChunkRows));
   layout.allocate(Scratch::kTask);
   const int64_t start = chunk * kChunkRows;
   const int64_t count = std::min(kChunkRows, sizes.cached - start);
-  const float* keys = tensors.cache + start * sizes.row();
+  const float* keys = tensors.cache.read(start, count, layout.at<float>(read));
   attend_chunk(
       {queries, sizes.row(), rows}, {keys, sizes.row(), count}, sizes.row(), keys, sizes.row(),
       sizes.latent, [&](int64_t r) { return position + r / sizes.heads + 1 - start; },

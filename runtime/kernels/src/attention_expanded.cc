@@ -12,17 +12,19 @@ constexpr int64_t kTileTokens = 32;  // query rows that attend to a chunk at a t
 // Memory of one head's task.
 struct Workspace {
   float *w_uk, *w_uv;  // the head's weights as floats: [nope, latent], [value, latent]
+  float* rows;         // of the cache, if they are no floats: [kChunkRows, latent + rope]
   float* keys;         // [kChunkRows, nope + rope]
   float* values;       // [kChunkRows, value]
   float* queries;      // [tokens, nope + rope], scaled
   float* scores;       // [kTileTokens, kChunkRows]
   Parts all, tile;     // of [tokens] and [kTileTokens] rows, `value` wide
 
-  explicit Workspace(const Sizes& sizes) {
+  Workspace(const Sizes& sizes, const Cache& cache) {
     const int64_t key = sizes.nope + sizes.rope;
     ScratchLayout layout;
     const size_t w_uk_place = layout.add<float>(sizes.nope * sizes.latent);
     const size_t w_uv_place = layout.add<float>(sizes.value * sizes.latent);
+    const size_t rows_place = layout.add<float>(cache.scratch(kChunkRows));
     const size_t keys_place = layout.add<float>(kChunkRows * key);
     const size_t values_place = layout.add<float>(kChunkRows * sizes.value);
     const size_t queries_place = layout.add<float>(sizes.tokens * key);
@@ -32,6 +34,7 @@ struct Workspace {
     layout.allocate(Scratch::kTask);
     w_uk = layout.at<float>(w_uk_place);
     w_uv = layout.at<float>(w_uv_place);
+    rows = layout.at<float>(rows_place);
     keys = layout.at<float>(keys_place);
     values = layout.at<float>(values_place);
     queries = layout.at<float>(queries_place);
@@ -67,7 +70,7 @@ void expand(const Sizes& sizes, const float* cache, int64_t count, const Workspa
 }
 
 void attend_head(const Sizes& sizes, const Tensors& tensors, int64_t head) {
-  const Workspace work(sizes);
+  const Workspace work(sizes, tensors.cache);
   const int64_t key = sizes.nope + sizes.rope, value = sizes.value;
   dequantize_rows(tensors.w_uk, head * sizes.nope, sizes.nope, work.w_uk);
   dequantize_rows(tensors.w_uv, head * value, value, work.w_uv);
@@ -75,7 +78,7 @@ void attend_head(const Sizes& sizes, const Tensors& tensors, int64_t head) {
   clear(work.all, sizes.tokens, value);
   for (int64_t start = 0; start < sizes.cached; start += kChunkRows) {
     const int64_t count = std::min(kChunkRows, sizes.cached - start);
-    expand(sizes, tensors.cache + start * sizes.row(), count, work);
+    expand(sizes, tensors.cache.read(start, count, work.rows), count, work);
     // Tokens before the chunk see nothing of it.
     int64_t t = std::max<int64_t>(0, start - sizes.past()) / kTileTokens * kTileTokens;
     for (; t < sizes.tokens; t += kTileTokens) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cache.h"
 #include "context.h"
 #include "isa.h"
 #include "scratch.h"
@@ -25,7 +26,8 @@ struct Sizes {
 };
 
 struct Tensors {
-  const float *q_nope, *q_rope, *cache;
+  const float *q_nope, *q_rope;
+  Cache cache;
   Int8Weight w_uk, w_uv;
   float* y;
   float scale;

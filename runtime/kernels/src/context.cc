@@ -84,12 +84,35 @@ Input<uint8_t> Call::codes(size_t index, size_t min_rank) const {
   return tensor<uint8_t>(index, min_rank, ort::kUint8);
 }
 
+Input<uint16_t> Call::halves(size_t index, size_t min_rank) const {
+  return tensor<uint16_t>(index, min_rank, ort::kFloat16);
+}
+
+int Call::element_type(size_t index) const {
+  const ort::Value* value = nullptr;
+  check(ort::input(g_api)(context_, index, &value), "input");
+  ort::TensorInfo* info = nullptr;
+  check(ort::tensor_info(g_api)(value, &info), "tensor info");
+  int type = 0;
+  check(ort::element_type(g_api)(info, &type), "element type");
+  ort::release_tensor_info(g_api)(info);
+  return type;
+}
+
 Input<int64_t> Call::integers(size_t index, size_t min_rank) const {
   return tensor<int64_t>(index, min_rank, ort::kInt64);
 }
 
 float* Call::float_output(size_t index, const Shape& shape) const {
   return static_cast<float*>(output(index, shape));
+}
+
+uint8_t* Call::code_output(size_t index, const Shape& shape) const {
+  return static_cast<uint8_t*>(output(index, shape));
+}
+
+uint16_t* Call::half_output(size_t index, const Shape& shape) const {
+  return static_cast<uint16_t*>(output(index, shape));
 }
 
 int64_t* Call::integer_output(size_t index, const Shape& shape) const {

@@ -59,8 +59,12 @@ class Call {
   size_t input_count() const;
   Input<float> floats(size_t index, size_t min_rank) const;
   Input<uint8_t> codes(size_t index, size_t min_rank) const;
+  Input<uint16_t> halves(size_t index, size_t min_rank) const;
+  int element_type(size_t index) const;
   Input<int64_t> integers(size_t index, size_t min_rank) const;
   float* float_output(size_t index, const Shape& shape) const;
+  uint8_t* code_output(size_t index, const Shape& shape) const;
+  uint16_t* half_output(size_t index, const Shape& shape) const;
   int64_t* integer_output(size_t index, const Shape& shape) const;
 
   // Throws an InputError unless the shapes are equal; `name` is the input's.

@@ -57,10 +57,23 @@ void dequantize(const uint8_t* codes, const float* scales, int64_t count, int64_
   }
 }
 
-// One register tile of dot_rows. Rows past the end repeat the last and are not stored.
-template <int Rows, int Columns>
-void dot_tile(const float* const a[Rows], const float* const b[Columns], int64_t k, float* out,
-              int64_t out_stride, int64_t valid_rows, int64_t valid_columns) {
+void widen_halves(const uint16_t* halves, int64_t count, float* floats) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= count; i += Vec::kWidth) {
+    Vec::store(floats + i, Vec::from_halves(halves + i));
+  }
+  if (i < count) {
+    uint16_t last[Vec::kWidth] = {};
+    for (int64_t j = i; j < count; ++j) last[j - i] = halves[j];
+    Vec::store_part(floats + i, Vec::from_halves(last), count - i);
+  }
+}
+
+// One register tile of dot_rows. Rows past the end repeat the last and are not stored. Fetch: also
+// ask for the columns `ahead` values further, which come from memory.
+template <int Rows, int Columns, bool Fetch>
+void dot_tile(const float* const a[Rows], const float* const b[Columns], int64_t k, int64_t ahead,
+              float* out, int64_t out_stride, int64_t valid_rows, int64_t valid_columns) {
   Vec::F sums[Rows][Columns];
   for (auto& row : sums) {
     for (auto& each : row) each = Vec::zero();
@@ -75,6 +88,11 @@ void dot_tile(const float* const a[Rows], const float* const b[Columns], int64_t
   };
   int64_t i = 0;
   for (; i + Vec::kWidth <= k; i += Vec::kWidth) {
+    if constexpr (Fetch) {
+      if (i % 16 == 0) {
+        for (int c = 0; c < Columns; ++c) __builtin_prefetch(b[c] + ahead + i, 0, 2);
+      }
+    }
     step([&](const float* p) { return Vec::load(p + i); });
   }
   if (i < k) step([&](const float* p) { return Vec::load_part(p + i, k - i); });
@@ -104,8 +122,13 @@ void dot_rows(const float* a, int64_t a_stride, int64_t m, const float* b, int64
         const int64_t rows = end - r < kRows ? end - r : kRows;
         const float* a_rows[kRows];
         for (int i = 0; i < kRows; ++i) a_rows[i] = a + (r + (i < rows ? i : rows - 1)) * a_stride;
-        dot_tile<kRows, kColumns>(a_rows, b_rows, k, out + r * out_stride + c, out_stride, rows,
-                                  columns);
+        float* to = out + r * out_stride + c;
+        if (r == 0) {
+          dot_tile<kRows, kColumns, true>(a_rows, b_rows, k, kColumns * b_stride, to, out_stride,
+                                          rows, columns);
+        } else {
+          dot_tile<kRows, kColumns, false>(a_rows, b_rows, k, 0, to, out_stride, rows, columns);
+        }
       }
     }
   }

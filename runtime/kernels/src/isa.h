@@ -62,6 +62,9 @@ struct Isa {
   void (*dequantize)(const uint8_t* codes, const float* scales, int64_t count, int64_t block,
                      float* floats);
 
+  // float16 values as floats.
+  void (*widen_halves)(const uint16_t* halves, int64_t count, float* floats);
+
   // out[m, n] = a[m] . b[n] over k values, in an order that depends on k only.
   void (*dot_rows)(const float* a, int64_t a_stride, int64_t m, const float* b, int64_t b_stride,
                    int64_t n, int64_t k, float* out, int64_t out_stride);

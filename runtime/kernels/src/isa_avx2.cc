@@ -11,10 +11,10 @@
 #include "isa.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "vec_avx2.h"
@@ -58,8 +58,8 @@ struct Vec : Avx2 {
 
 namespace shoal {
 
-const Isa kAvx2Isa = {"avx2",   quantize,          product_dots, swiglu, dequantize,
-                      dot_rows, add_weighted_rows, softmax_part, blend};
+const Isa kAvx2Isa = {"avx2",       quantize, product_dots,      swiglu,       dequantize,
+                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

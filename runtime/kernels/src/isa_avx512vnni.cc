@@ -19,11 +19,11 @@
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                          \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 
 #include "vec_avx512.h"
@@ -40,8 +40,8 @@
 
 namespace shoal {
 
-const Isa kAvx512VnniIsa = {"avx512vnni", quantize,          product_tiles, swiglu, dequantize,
-                            dot_rows,     add_weighted_rows, softmax_part,  blend};
+const Isa kAvx512VnniIsa = {"avx512vnni", quantize, product_tiles,     swiglu,       dequantize,
+                            widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

@@ -15,17 +15,17 @@
 
 #if defined(__clang__)
 #if defined(SHOAL_VNNI_AS_AVX512VL)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512vl,avx512vnni"))), \
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512vl,avx512vnni"))), \
                              apply_to = function)
 #else
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
 #endif
 #else
 #pragma GCC push_options
 #if defined(SHOAL_VNNI_AS_AVX512VL)
-#pragma GCC target("avx2,fma,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,avx512vl,avx512vnni")
 #else
-#pragma GCC target("avx2,fma,avxvnni")
+#pragma GCC target("avx2,fma,f16c,avxvnni")
 #endif
 #endif
 
@@ -69,8 +69,8 @@ struct Vec : Avx2 {
 
 namespace shoal {
 
-const Isa kAvxVnniIsa = {"avxvnni", quantize,          product_dots, swiglu, dequantize,
-                         dot_rows,  add_weighted_rows, softmax_part, blend};
+const Isa kAvxVnniIsa = {"avxvnni",    quantize, product_dots,      swiglu,       dequantize,
+                         widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

@@ -50,8 +50,8 @@ struct Vec : Neon {
 
 namespace shoal {
 
-const Isa kDotprodIsa = {"dotprod", quantize,          product_dots, swiglu, dequantize,
-                         dot_rows,  add_weighted_rows, softmax_part, blend};
+const Isa kDotprodIsa = {"dotprod",    quantize, product_dots,      swiglu,       dequantize,
+                         widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

@@ -35,8 +35,8 @@ struct Vec : Neon {
 
 namespace shoal {
 
-const Isa kNeonIsa = {"neon",   quantize,          product_dots, swiglu, dequantize,
-                      dot_rows, add_weighted_rows, softmax_part, blend};
+const Isa kNeonIsa = {"neon",       quantize, product_dots,      swiglu,       dequantize,
+                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal
 #endif

@@ -9,7 +9,7 @@
 
 namespace shoal {
 
-const Isa kPortableIsa = {"portable", quantize,          product_dots, swiglu, dequantize,
-                          dot_rows,   add_weighted_rows, softmax_part, blend};
+const Isa kPortableIsa = {"portable",   quantize, product_dots,      swiglu,       dequantize,
+                          widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
 
 }  // namespace shoal

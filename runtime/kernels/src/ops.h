@@ -31,21 +31,32 @@ class SparseExperts {
   static constexpr size_t kRequiredInputs = 7;
   static constexpr std::array<InPlace, 0> kInPlace{};
 
-  explicit SparseExperts(const Attributes& attributes);
+  explicit SparseExperts(const Attributes& attributes) : SparseExperts(attributes, 8) {}
   void compute(const Call& call) const;
 
+ protected:
+  SparseExperts(const Attributes& attributes, int bits);
+
  private:
-  int64_t block_;
+  int64_t block_, codes_per_byte_;
 };
 
-// shoal::LatentAttention, meaning in graphs/ops/latent_attention.py.
+// shoal::Int4SparseExperts: the same with two weights in a byte.
+class Int4SparseExperts : public SparseExperts {
+ public:
+  static constexpr const char* kName = "Int4SparseExperts";
+
+  explicit Int4SparseExperts(const Attributes& attributes) : SparseExperts(attributes, 4) {}
+};
+
+// shoal::LatentAttention, meaning in graphs/ops/latent_attention.py; a float32 or float16 cache.
 class LatentAttention {
  public:
   static constexpr const char* kName = "LatentAttention";
   static constexpr std::array<ort::ElementType, 9> kInputs{ort::kFloat, ort::kFloat, ort::kFloat,
-                                                           ort::kFloat, ort::kFloat, ort::kUint8,
+                                                           ort::kFloat, ort::kAny,   ort::kUint8,
                                                            ort::kFloat, ort::kUint8, ort::kFloat};
-  static constexpr std::array<ort::ElementType, 2> kOutputs{ort::kFloat, ort::kFloat};
+  static constexpr std::array<ort::ElementType, 2> kOutputs{ort::kFloat, ort::kAny};
   static constexpr size_t kRequiredInputs = 9;
   static constexpr std::array<InPlace, 1> kInPlace{{{4, 1}}};  // the cache
 
@@ -55,6 +66,26 @@ class LatentAttention {
  private:
   float scale_;
   int64_t block_;
+};
+
+// shoal::LatentAttentionInt8Cache, meaning in graphs/ops/int8_cache.py.
+class LatentAttentionInt8Cache {
+ public:
+  static constexpr const char* kName = "LatentAttentionInt8Cache";
+  static constexpr std::array<ort::ElementType, 11> kInputs{
+      ort::kFloat,   ort::kFloat, ort::kFloat, ort::kFloat, ort::kUint8, ort::kFloat,
+      ort::kFloat16, ort::kUint8, ort::kFloat, ort::kUint8, ort::kFloat};
+  static constexpr std::array<ort::ElementType, 4> kOutputs{ort::kFloat, ort::kUint8, ort::kFloat,
+                                                            ort::kFloat16};
+  static constexpr size_t kRequiredInputs = 11;
+  static constexpr std::array<InPlace, 3> kInPlace{{{4, 1}, {5, 2}, {6, 3}}};  // the cache
+
+  explicit LatentAttentionInt8Cache(const Attributes& attributes);
+  void compute(const Call& call) const;
+
+ private:
+  float scale_;
+  int64_t block_, cache_block_;
 };
 
 }  // namespace shoal

@@ -39,7 +39,8 @@ struct ApiBase {
   const char*(SHOAL_ORT_CALL* get_version_string)();
 };
 
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt64 = 7 };
+// kAny: of whatever type the graph has there; at most one input and the output that has its type.
+enum ElementType : int { kAny = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 

@@ -55,6 +55,9 @@ struct Avx2 {
     const __m128i centred = _mm_xor_si128(codes, _mm_set1_epi8(-128));
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(centred));
   }
+  static F from_halves(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static void store_int8(int8_t* p, F a) {
     const __m256i wide = _mm256_cvtps_epi32(a);
     const __m128i words =

@@ -48,6 +48,9 @@ struct Vec {
     const __m128i centred = _mm_xor_si128(codes, _mm_set1_epi8(-128));
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(centred));
   }
+  static F from_halves(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static void store_int8(int8_t* p, F a) {
     const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);

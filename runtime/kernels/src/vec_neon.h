@@ -54,6 +54,9 @@ struct Neon {
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(centred));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
   }
+  static F from_halves(const uint16_t* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+  }
   static void store_int8(int8_t* p, F a) {
     const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(a));
     const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "half.h"
+
 namespace shoal {
 namespace {
 
@@ -92,6 +94,10 @@ struct Vec {
   // kWidth codes as code - 128.
   static F from_codes(const uint8_t* p) {
     return each([&](int i) { return static_cast<float>(static_cast<int>(p[i]) - 128); });
+  }
+  // kWidth float16 values.
+  static F from_halves(const uint16_t* p) {
+    return each([&](int i) { return float_of_half(p[i]); });
   }
   // Integral values in -128..127 as bytes.
   static void store_int8(int8_t* p, F a) {
