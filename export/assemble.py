@@ -74,7 +74,7 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         model = assembly.model([], doc=f"shoal {role} graph of a {config.model_type} model")
         if recipe is not None:
             formats |= quantize_weights(model, recipe)
-        place_weights(model, plan)
+        place_weights(model, plan, {name for name, form in formats.items() if form.bits == 4})
         for cache_type in CACHE_TYPES if role != "head" else CACHE_TYPES[:1]:
             if cache_type == "int8" and cache_block_size(config.kv_lora_rank) is None:
                 continue

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shoal.export.manifest import count_parameters, token_read_bytes
-from shoal.export.pipeline import TextChoice, open_model, small_files
+from shoal.export.pipeline import TextChoice, open_model, small_files, used_formats
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
-from shoal.graphs.recipes import choose_recipe
+from shoal.graphs.recipes import WeightFormat, choose_recipe, format_rows
 
 
 def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]
     contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}
     files[WEIGHTS_FILE] = plan.total_bytes
+    formats = used_formats(recipe, model.graphs)
     parameters, active = count_parameters(config, plan)
     token_bytes = cache_token_bytes(
         config.kv_lora_rank, config.qk_rope_head_dim, config.num_hidden_layers
@@ -48,6 +50,7 @@ def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]
         "dry_run": True,
         "bundle": str(args.bundle),
         "weights": args.weights,
+        "formats": {kind: asdict(form) for kind, form in formats.items()},
         "parameters": parameters,
         "active_parameters": active,
         "bundle_bytes": sum(files.values()),
@@ -77,6 +80,9 @@ def write_dry_run(record: dict[str, Any]) -> None:
             ("latent cache per token", f"{record['cache_token_bytes']} bytes"),
         ],
     )
+    formats = {kind: WeightFormat(**form) for kind, form in record["formats"].items()}
+    if formats:
+        write_pairs("\nWeights", format_rows(formats))
     write_grid(
         "\nFiles", ("name", "size"), [(n, _megabytes(b)) for n, b in record["files"].items()]
     )

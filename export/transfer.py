@@ -32,7 +32,12 @@ from shoal.export.streams import Each, TwoStreams, Weights
 from shoal.export.weights import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
-from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
+from shoal.graphs.quantize import (
+    dequantize_blocks,
+    quantize_blocks,
+    quantize_nibbles,
+    unpack_nibbles,
+)
 from shoal.graphs.recipes import WeightFormat
 
 Note = Callable[[dict[str, Tensor]], None]
@@ -229,10 +234,12 @@ class Transfer:
                 return _Chunk(
                     start=start, weight=weight, served=weight, encoded=encoded, scales=None
                 )
-            codes, scales = quantize_blocks(weight.numpy(), stored.block_size)
+            encode = quantize_blocks if stored.bits == 8 else quantize_nibbles
+            codes, scales = encode(weight.numpy(), stored.block_size)
             served = weight
             if with_served:
-                served = torch.from_numpy(dequantize_blocks(codes, scales))
+                wide = codes if stored.bits == 8 else unpack_nibbles(codes)
+                served = torch.from_numpy(dequantize_blocks(wide, scales))
             return _Chunk(start=start, weight=weight, served=served, encoded=codes, scales=scales)
 
 

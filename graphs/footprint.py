@@ -72,6 +72,8 @@ def _copied_bytes(name: str, info: TensorInfo) -> int:
         return 0
     if name != weight:
         return 2 * info.size
+    if info.dtype == "uint4":  # unpacked when the graph is opened
+        return 2 * info.size
     return 0 if info.dtype == "float32" and ".experts." in name else info.size
 
 

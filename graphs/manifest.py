@@ -42,7 +42,7 @@ class ModelInfo:
 class TensorInfo:
     """One tensor of weights.bin."""
 
-    dtype: str  # "uint8" or "float32"
+    dtype: str  # "uint8", "uint4" (two values in a byte) or "float32"
     shape: tuple[int, ...]
     offset: int  # bytes, a multiple of contract.WEIGHT_ALIGNMENT_BYTES
     size: int  # bytes

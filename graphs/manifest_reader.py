@@ -27,7 +27,7 @@ from shoal.graphs.recipes import BLOCK_SIZES, KINDS, WEIGHT_CHOICES, WeightForma
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""
 
-DTYPE_BYTES = {"uint8": 1, "float32": 4}
+DTYPE_BYTES = {"uint8": 1, "uint4": 0.5, "float32": 4}
 """The dtypes a tensor of weights.bin may have, and the bytes of one value."""
 
 _MAX_DEPTH = 64

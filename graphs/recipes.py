@@ -19,6 +19,7 @@ FLOAT32 = "fp32"
 """The recipe that leaves all weights as they are."""
 
 DEFAULT_RECIPE = "int8"
+INT4_EXPERTS = "int4-experts"
 
 _KIND_BY_PART = {
     "embed_tokens.": "embedding",
@@ -100,6 +101,12 @@ def _recipe(name: str, meaning: str, block_size: int, *two_terms: str) -> Recipe
     return Recipe(name=name, meaning=meaning, formats=MappingProxyType(formats))
 
 
+def _with_int4_experts() -> Recipe:
+    int8 = _recipe(INT4_EXPERTS, "routed experts in 4 bits, the rest as int8", 64, *_SENSITIVE)
+    experts = WeightFormat(bits=4, block_size=32)
+    return replace(int8, formats=MappingProxyType({**int8.formats, "experts": experts}))
+
+
 _SENSITIVE = ("dense", "attention_input")
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -114,6 +121,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 *_SENSITIVE,
                 *("attention_output", "shared_experts", "head"),
             ),
+            _with_int4_experts(),
         )
     }
 )
@@ -139,3 +147,13 @@ def choose_recipe(weights: str, block_size: int | None = None) -> Recipe | None:
         raise ExportError(f"weights: expected {', '.join(WEIGHT_CHOICES)}, found {weights!r}")
     recipe = RECIPES[weights]
     return recipe if block_size is None else recipe.with_block_size(block_size)
+
+
+def format_rows(formats: Mapping[str, WeightFormat]) -> list[tuple[str, str]]:
+    """Formats for people: how weights are stored, and which kinds are stored so."""
+    kinds: dict[str, list[str]] = {}
+    for kind, form in formats.items():
+        terms = ", inputs of two terms" if form.input_terms == 2 else ""
+        text = f"{form.bits} bits, blocks of {form.block_size}{terms}"
+        kinds.setdefault(text, []).append(kind.replace("_", " "))
+    return [(text, ", ".join(names)) for text, names in kinds.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
 from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest, ModelInfo
-from shoal.graphs.recipes import FLOAT32
+from shoal.graphs.recipes import FLOAT32, WeightFormat, format_rows
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.fit import Form, bundle_need
 from shoal.runtime.report import (
@@ -47,6 +48,7 @@ def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "op_set_version": manifest.op_set_version,
         "shoal_version": manifest.shoal_version,
         "weights": manifest.weights,
+        "formats": {kind: asdict(form) for kind, form in manifest.formats.items()},
         "model_type": model.model_type,
         "num_hidden_layers": model.num_hidden_layers,
         "num_moe_layers": len(model.moe_layers),
@@ -114,6 +116,10 @@ def _write_report(report: dict[str, Any]) -> None:
         ("written by", f"shoal {report['shoal_version']}, format {report['format_version']}"),
     ]
     write_pairs(report["path"], rows)
+    formats = {kind: WeightFormat(**form) for kind, form in report["formats"].items()}
+    if formats:
+        write_lines([""])
+        write_pairs("Weights", format_rows(formats))
     write_lines([""])
     forms = [form for form in ("native", "portable") if f"{form}_bytes" in report["memory"][0]]
     write_grid(

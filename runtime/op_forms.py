@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shoal.graphs.recipes import FLOAT32
+from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS
 from shoal.runtime.kernels.library import KernelLibrary
 from shoal.runtime.machine import Cpu
 
@@ -16,6 +16,7 @@ _INT8 = {
     "Route": "TopK and other standard ops",
     "PreciseLinear": "Linear, twice",
     "SparseExperts": "com.microsoft::QMoE",
+    "Int4SparseExperts": "SparseExperts of unpacked weights",
 }
 _FLOAT32 = {
     "FloatEmbedding": "Gather",
@@ -25,7 +26,7 @@ _FLOAT32 = {
     "Route": "TopK and other standard ops",
     "FloatSparseExperts": "MatMul and other standard ops",
 }
-_INT8_OPS = ("Linear", "SparseExperts")
+_INT8_OPS = ("Linear", "SparseExperts", "Int4SparseExperts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,9 @@ def op_forms(weights: str, cpu: Cpu, library: KernelLibrary | str) -> list[OpFor
         cpu: decides which instructions onnxruntime's own 8-bit products use.
         library: the native kernels, or why there are none.
     """
-    return [
-        _form(op, body, cpu, library)
-        for op, body in (_FLOAT32 if weights == FLOAT32 else _INT8).items()
-    ]
+    bodies = _FLOAT32 if weights == FLOAT32 else _INT8
+    other_experts = "SparseExperts" if weights == INT4_EXPERTS else "Int4SparseExperts"
+    return [_form(op, body, cpu, library) for op, body in bodies.items() if op != other_experts]
 
 
 def _form(op: str, body: str, cpu: Cpu, library: KernelLibrary | str) -> OpForm:

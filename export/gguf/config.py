@@ -78,8 +78,9 @@ def config_of(model: GgufModel) -> dict[str, Any]:
     embedding = model.tensors.get("token_embd.weight")
     config["vocab_size"] = 0 if embedding is None else embedding.shape[0]
     config["tie_word_embeddings"] = "output.weight" not in model.tensors
-    for name in ("bos_token_id", "eos_token_id"):
-        config[name] = model.metadata.get(f"tokenizer.ggml.{name}")
+    config["bos_token_id"] = model.metadata.get("tokenizer.ggml.bos_token_id")
+    ends = [model.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot")]
+    config["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     keys.finish()
     return config
 

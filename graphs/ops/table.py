@@ -11,7 +11,12 @@ from shoal.graphs.ops.int8_cache import (
 from shoal.graphs.ops.latent_attention import FLOAT_LATENT_ATTENTION, LATENT_ATTENTION
 from shoal.graphs.ops.linear import FLOAT_LINEAR, LINEAR, PRECISE_LINEAR
 from shoal.graphs.ops.route import ROUTE
-from shoal.graphs.ops.sparse_experts import FLOAT_SPARSE_EXPERTS, SPARSE_EXPERTS
+from shoal.graphs.ops.sparse_experts import (
+    FLOAT_SPARSE_EXPERTS,
+    INT4_SPARSE_EXPERTS,
+    SPARSE_EXPERTS,
+    UNPACK_NIBBLES,
+)
 from shoal.graphs.ops.spec import OpSpec
 
 OPS: dict[str, OpSpec] = {
@@ -25,6 +30,8 @@ OPS: dict[str, OpSpec] = {
         ROUTE,
         FLOAT_SPARSE_EXPERTS,
         SPARSE_EXPERTS,
+        INT4_SPARSE_EXPERTS,
+        UNPACK_NIBBLES,
         FLOAT_LATENT_ATTENTION,
         LATENT_ATTENTION,
         FLOAT_LATENT_ATTENTION_INT8_CACHE,

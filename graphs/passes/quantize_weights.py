@@ -1,14 +1,14 @@
 """Turn every float op of the shoal domain into its int8 form.
 
 ``FloatLinear(x, weight)`` becomes ``Linear(x, weight, weight_scales)`` and so on: the weight input
-keeps its name and turns into uint8, its block scales follow it as a new input. Everything that is
-no shoal op with weights (norms, the router's matrix, biases) stays float32.
+keeps its name and turns into uint8 codes, its block scales follow it as a new input. Everything
+that is no shoal op with weights (norms, the router's matrix, biases) stays float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -25,7 +25,7 @@ SCALES_SUFFIX = "_scales"
 class _Int8Form:
     """How one float op turns into its int8 form."""
 
-    op_types: tuple[str, ...]  # for inputs of one and, where there is such an op, of two terms
+    op_types: Mapping[tuple[int, int], str]  # (bits of the weight, terms of the input) -> op
     weight_inputs: tuple[int, ...]  # positions of the weights among the float op's inputs
     attributes: Callable[[ir.Node, WeightFormat], dict[str, int]]  # of the new node
     blocked_shape: bool = False  # the weight is declared as [N, K/block_size, block_size]
@@ -42,19 +42,21 @@ def _block_size_only(_: ir.Node, stored: WeightFormat) -> dict[str, int]:
 
 _INT8_FORMS = {
     "FloatLinear": _Int8Form(
-        op_types=("Linear", "PreciseLinear"),
+        op_types={(8, 1): "Linear", (8, 2): "PreciseLinear"},
         weight_inputs=(1,),
         attributes=_linear_attributes,
         blocked_shape=True,
     ),
     "FloatEmbedding": _Int8Form(
-        op_types=("Embedding",), weight_inputs=(1,), attributes=_block_size_only
+        op_types={(8, 1): "Embedding"}, weight_inputs=(1,), attributes=_block_size_only
     ),
     "FloatSparseExperts": _Int8Form(
-        op_types=("SparseExperts",), weight_inputs=(3, 4), attributes=_block_size_only
+        op_types={(8, 1): "SparseExperts", (4, 1): "Int4SparseExperts"},
+        weight_inputs=(3, 4),
+        attributes=_block_size_only,
     ),
     "FloatLatentAttention": _Int8Form(
-        op_types=("LatentAttention",), weight_inputs=(5, 6), attributes=_block_size_only
+        op_types={(8, 1): "LatentAttention"}, weight_inputs=(5, 6), attributes=_block_size_only
     ),
 }
 
@@ -90,7 +92,6 @@ def _stored_as(node: ir.Node, form: _Int8Form, recipe: Recipe) -> WeightFormat:
     return replace(
         wanted,
         block_size=min(block_size_for(weight_shape(w)[-1], wanted.block_size) for w in weights),
-        input_terms=min(wanted.input_terms, len(form.op_types)),
     )
 
 
@@ -111,7 +112,7 @@ def _replace(
         assert value is not None
         assert value.name is not None
         if value.name not in replacements:
-            replacements[value.name] = _int8_pair(value, stored.block_size, form.blocked_shape)
+            replacements[value.name] = _stored_pair(value, stored, form.blocked_shape)
         formats[value.name] = stored
         inputs.extend(replacements[value.name])
     attributes: dict[str, ir.Attr] = dict(node.attributes)
@@ -119,7 +120,7 @@ def _replace(
         attributes[key] = ir.AttrInt64(key, number)
     new_node = ir.Node(
         OP_DOMAIN,
-        form.op_types[stored.input_terms - 1],
+        form.op_types[stored.bits, stored.input_terms],
         inputs,
         attributes,
         num_outputs=len(node.outputs),
@@ -132,12 +133,15 @@ def _replace(
     graph.remove(node, safe=True)
 
 
-def _int8_pair(weight: ir.Value, block_size: int, blocked_shape: bool) -> list[ir.Value]:
+def _stored_pair(weight: ir.Value, stored: WeightFormat, blocked_shape: bool) -> list[ir.Value]:
+    """The codes and the scales that take the place of a float weight."""
     shape = weight_shape(weight)
-    blocks = (*shape[:-1], shape[-1] // block_size)
+    blocks = (*shape[:-1], shape[-1] // stored.block_size)
+    assert math.prod(blocks) * stored.block_size == math.prod(shape)
+    codes = (*blocks, stored.block_size) if blocked_shape else shape
+    codes = (*codes[:-1], codes[-1] * stored.bits // 8)
     name = weight.name or ""
-    quantized = new_weight(
-        name, ir.DataType.UINT8, (*blocks, block_size) if blocked_shape else shape
-    )
-    assert math.prod(blocks) * block_size == math.prod(shape)
-    return [quantized, new_weight(name + SCALES_SUFFIX, ir.DataType.FLOAT, blocks)]
+    return [
+        new_weight(name, ir.DataType.UINT8, codes),
+        new_weight(name + SCALES_SUFFIX, ir.DataType.FLOAT, blocks),
+    ]

@@ -7,6 +7,7 @@ While a graph is built its weights are initializers with a name, a type and a sh
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import onnx_ir as ir
 
@@ -23,15 +24,30 @@ class WeightPlan:
         self.tensors: dict[str, TensorInfo] = {}
         self.total_bytes = 0
 
-    def place(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> TensorInfo:
-        """The place of tensor ``name``; a name that is known already keeps its place."""
+    def place(
+        self, name: str, dtype: ir.DataType, shape: tuple[int, ...], *, is_packed: bool = False
+    ) -> TensorInfo:
+        """The place of tensor ``name``; a name that is known already keeps its place.
+
+        Args:
+            name: of the tensor.
+            dtype: of what the graph declares.
+            shape: of what the graph declares.
+            is_packed: two 4-bit values to a byte, which the plan tells as uint4 of twice the
+                length.
+        """
         size = math.prod(shape) * dtype.itemsize
         known = self.tensors.get(name)
         if known is not None:
             assert known.size == size, f"{name} is used with two sizes"
             return known
         offset = -(-self.total_bytes // WEIGHT_ALIGNMENT_BYTES) * WEIGHT_ALIGNMENT_BYTES
-        info = TensorInfo(dtype=_DTYPE_NAMES[dtype], shape=shape, offset=offset, size=int(size))
+        info = TensorInfo(
+            dtype="uint4" if is_packed else _DTYPE_NAMES[dtype],
+            shape=(*shape[:-1], 2 * shape[-1]) if is_packed else shape,
+            offset=offset,
+            size=int(size),
+        )
         self.tensors[name] = info
         self.total_bytes = offset + info.size
         return info
@@ -68,12 +84,18 @@ def replace_initializers(graph: ir.Graph, replacements: dict[str, list[ir.Value]
             graph.register_initializer(new)
 
 
-def place_weights(model: ir.Model, plan: WeightPlan) -> None:
-    """Give every weight of ``model`` its offset in weights.bin, in the order of ``plan``."""
+def place_weights(model: ir.Model, plan: WeightPlan, packed: Container[str] = ()) -> None:
+    """Give every weight of ``model`` its offset in weights.bin, in the order of ``plan``.
+
+    Args:
+        model: the graph.
+        plan: takes the places.
+        packed: names of the weights that have two 4-bit values in a byte.
+    """
     for name, value in model.graph.initializers.items():
         if is_weight(value) and value.dtype is not None:
             shape = weight_shape(value)
-            info = plan.place(name, value.dtype, shape)
+            info = plan.place(name, value.dtype, shape, is_packed=name in packed)
             value.const_value = _external(name, value.dtype, shape, offset=info.offset)
 
 

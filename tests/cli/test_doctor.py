@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.ops.table import OPS
+from shoal.graphs.recipes import WEIGHT_CHOICES
 from shoal.runtime import doctor, fit, session
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.cli import main
@@ -153,5 +154,5 @@ def test_with_kernels_only_the_ops_they_offer_are_native() -> None:
 
 
 def test_forms_cover_the_op_set() -> None:
-    shown = {form.op for weights in ("int8", "fp32") for form in op_forms(weights, PC, "none")}
-    assert shown == set(OPS) - {"DequantizeBlocks"}  # runs once, inside LatentAttention
+    shown = {form.op for weights in WEIGHT_CHOICES for form in op_forms(weights, PC, "none")}
+    assert shown == set(OPS) - {"DequantizeBlocks", "UnpackNibbles"}  # inside other ops

@@ -53,6 +53,12 @@ def test_a_file_says_the_config_it_was_made_from(bf16: Path, tiny_checkpoint: Pa
     assert replace(read_config(bf16)[1], where=config.where) == config
 
 
+def test_the_end_of_a_turn_ends_an_answer_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    changes = {"tokenizer.ggml.eot_token_id": 77}
+    path = write_gguf(tiny_checkpoint, tmp_path / "t.gguf", BF16, changes=changes)
+    assert read_config(path)[1].eos_token_ids == (1, 77)
+
+
 def check_same_weights(path: Path, folder: Path) -> None:
     _, config = read_config(path)
     ours = open_weights(path, config)

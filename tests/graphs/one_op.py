@@ -21,7 +21,7 @@ from shoal.graphs.ops.table import OPS
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
-WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales"}
+WEIGHTS = {"weight", "bias", "gate_up", "down", "w_uk", "w_uv", "codes", "scales", "packed"}
 
 
 class OneOpModels:

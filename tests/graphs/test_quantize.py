@@ -16,6 +16,8 @@ from shoal.graphs.quantize import (
     largest_error,
     quantize_activations,
     quantize_blocks,
+    quantize_nibbles,
+    unpack_nibbles,
 )
 from shoal.graphs.recipes import BLOCK_SIZES
 
@@ -129,3 +131,58 @@ def test_no_block_size_names_the_way_out(k: int) -> None:
 def test_odd_preference_is_refused() -> None:
     with pytest.raises(ExportError, match="found 48"):
         block_size_for(96, 48)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(matrices())
+def test_nibbles_stay_within_half_a_step_or_are_clipped(case: tuple[Floats, int]) -> None:
+    weight, block_size = case
+    packed, scales = quantize_nibbles(weight, block_size)
+    assert (packed.dtype, packed.shape) == (np.uint8, (*weight.shape[:-1], weight.shape[-1] // 2))
+    codes = unpack_nibbles(packed)
+    error = np.abs(dequantize_blocks(codes, scales).astype(np.float64) - weight)
+    steps = np.repeat(np.abs(scales).astype(np.float64) * 16, block_size, axis=-1)
+    is_end = (codes == 0) | (codes == 240)
+    assert (error <= np.where(is_end, 3.1, 0.5 + 1e-5) * steps + 1e-35).all()
+
+
+def test_the_first_neighbour_is_in_the_low_half() -> None:
+    weight = np.zeros((1, 16), np.float32)
+    weight[0, :3] = [-8, 3, 7]
+    packed, scales = quantize_nibbles(weight, 16)
+    assert scales.tolist() == [[1 / 16]]
+    assert packed[0, :2].tolist() == [0 | 11 << 4, 15 | 8 << 4]
+    assert np.array_equal(dequantize_blocks(unpack_nibbles(packed), scales), weight)
+
+
+def test_the_side_with_the_largest_value_has_a_code_more() -> None:
+    weight = np.zeros((2, 16), np.float32)
+    weight[:, :2] = [[8, -7], [-8, 7]]
+    packed, scales = quantize_nibbles(weight, 16)
+    assert np.sign(scales).tolist() == [[-1], [1]]
+    assert np.array_equal(dequantize_blocks(unpack_nibbles(packed), scales), weight)
+
+
+def test_the_search_loses_less_than_the_largest_value_alone(
+    rng: np.random.Generator,
+) -> None:
+    weight = rng.standard_normal((500, 32), np.float32)
+    packed, scales = quantize_nibbles(weight, 32)
+    found = np.square(dequantize_blocks(unpack_nibbles(packed), scales) - weight).sum()
+    peaks = np.take_along_axis(weight, np.abs(weight).argmax(-1)[:, None], -1)
+    plain = np.clip(np.rint(weight / (peaks / -8)), -8, 7) * (peaks / -8)
+    assert found < 0.95 * np.square(plain - weight).sum()
+
+
+def test_nibbles_of_zeros_are_zeros() -> None:
+    packed, scales = quantize_nibbles(np.zeros((2, 32), np.float32), 32)
+    assert not scales.any()
+    assert (packed == 0x88).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_nibbles_refuse_what_is_not_finite(wrong: float) -> None:
+    weight = np.zeros((1, 32), np.float32)
+    weight[0, 7] = wrong
+    with pytest.raises(ExportError, match="expected finite values, found NaN or inf"):
+        quantize_nibbles(weight, 32)

@@ -13,8 +13,8 @@ from tests.graphs.op_inputs import choose, grid, tie_bound, with_nobody
 from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
-from shoal.graphs.ops.sparse_experts import sparse_experts
-from shoal.graphs.quantize import quantize_blocks
+from shoal.graphs.ops.sparse_experts import int4_sparse_experts, sparse_experts
+from shoal.graphs.quantize import quantize_blocks, quantize_nibbles, unpack_nibbles
 from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
@@ -103,6 +103,27 @@ def test_all_tokens_on_one_expert(models: OneOpModels) -> None:
     inputs = make_inputs(3, tokens=140, experts=3, chosen=1, block_size=16)
     inputs["expert_ids"][:] = 2
     assert_near(run(models, inputs), sparse_experts(**inputs), FLOAT32_SUMS, tie_bound(**inputs))
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("tokens", [1, 5, 150])
+def test_4_bits_give_the_very_results_of_the_int8_weights_they_stand_for(
+    models: OneOpModels, portable_models: OneOpModels, block_size: int, tokens: int
+) -> None:
+    rng = np.random.default_rng(tokens)
+    experts, chosen, d, f = 5, 3, 2 * block_size, 3 * block_size
+    packed: Inputs = {"x": grid(rng, (tokens, d), block_size)}
+    packed |= choose(rng, (tokens,), experts, chosen)
+    for name, shape in (("gate_up", (experts, 2 * f, d)), ("down", (experts, d, f))):
+        weight = rng.standard_normal(shape, np.float32) * np.float32(1 / d)
+        packed[name], packed[f"{name}_scales"] = quantize_nibbles(weight, block_size)
+    wide = packed | {name: unpack_nibbles(packed[name]) for name in ("gate_up", "down")}
+    attributes = {"num_experts_per_tok": chosen, "block_size": block_size}
+    for forms in (models, portable_models):
+        (found,) = forms.run("Int4SparseExperts", attributes, packed)
+        assert np.array_equal(found, forms.run("SparseExperts", attributes, wide)[0])
+        if forms is models:  # bodies need not round activations where there is no dot product
+            assert_near(found, int4_sparse_experts(**packed), FLOAT32_SUMS, tie_bound(**wide))
 
 
 @pytest.mark.parametrize("wrong", [-1, 5, 2**40])

@@ -20,6 +20,7 @@ const CustomOp* const* all_ops(size_t* count) {
   static const CustomOp* const ops[] = {
       shoal::custom_op<shoal::Linear>(),
       shoal::custom_op<shoal::SparseExperts>(),
+      shoal::custom_op<shoal::Int4SparseExperts>(),
       shoal::custom_op<shoal::LatentAttention>(),
       shoal::custom_op<shoal::LatentAttentionInt8Cache>(),
   };

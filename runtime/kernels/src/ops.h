@@ -31,11 +31,22 @@ class SparseExperts {
   static constexpr size_t kRequiredInputs = 7;
   static constexpr std::array<InPlace, 0> kInPlace{};
 
-  explicit SparseExperts(const Attributes& attributes);
+  explicit SparseExperts(const Attributes& attributes) : SparseExperts(attributes, 8) {}
   void compute(const Call& call) const;
 
+ protected:
+  SparseExperts(const Attributes& attributes, int bits);
+
  private:
-  int64_t block_;
+  int64_t block_, codes_per_byte_;
+};
+
+// shoal::Int4SparseExperts: the same with two weights in a byte.
+class Int4SparseExperts : public SparseExperts {
+ public:
+  static constexpr const char* kName = "Int4SparseExperts";
+
+  explicit Int4SparseExperts(const Attributes& attributes) : SparseExperts(attributes, 4) {}
 };
 
 // shoal::LatentAttention, meaning in graphs/ops/latent_attention.py; a float32 or float16 cache.

@@ -6,11 +6,11 @@
 
 namespace shoal {
 
-enum class Scratch { kCall, kTask, kPanel, kCount };
+enum class Scratch { kCall, kTask, kUnpacked, kPanel, kCount };
 
 // At least `bytes` bytes, aligned to a cache line, for this thread. Valid until the same thread
 // asks for the same slot again. A kernel's calling thread uses kCall and shares it with its tasks,
-// a task uses kTask, the inner loops kPanel. Throws std::bad_alloc.
+// a task uses kTask and kUnpacked, the inner loops kPanel. Throws std::bad_alloc.
 void* scratch_bytes(Scratch slot, size_t bytes);
 
 // Hands out arrays of a scratch slot one after another.

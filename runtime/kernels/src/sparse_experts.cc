@@ -17,9 +17,11 @@ namespace {
 
 constexpr int64_t kStripSlots = 128;  // slots computed at a time: bounds a task's scratch
 constexpr int64_t kTaskOutputs = 64;  // outputs of one task of the second product
+constexpr int64_t kUnpackedRows = 32;  // rows of 4-bit weights that are int8 codes at a time
 
 struct Sizes {
   int64_t tokens, slots_per_token, slots, hidden, experts, width, block;
+  int64_t codes_per_byte;
   int64_t hidden_blocks() const { return hidden / block; }
   int64_t width_blocks() const { return width / block; }
 };
@@ -70,6 +72,37 @@ struct RowsPlace {
   }
 };
 
+// The low and then the high half of every byte, times 16: int8 codes.
+void unpack(const uint8_t* packed, int64_t count, uint8_t* codes) {
+  constexpr int64_t kAhead = 1024;  // bytes: mapped files have small pages
+  for (int64_t start = 0; start < count; start += 64) {
+    __builtin_prefetch(packed + start + kAhead, 0, 2);
+    const int64_t stop = std::min(count, start + 64);
+    for (int64_t i = start; i < stop; ++i) {
+      codes[2 * i] = static_cast<uint8_t>(packed[i] << 4);
+      codes[2 * i + 1] = packed[i] & 0xf0;
+    }
+  }
+}
+
+// Isa::product of weights with 8 bits or, some rows at a time, with 4.
+void multiply(const Int8Weight& weight, const Sizes& sizes, int64_t first, int64_t count,
+              const Int8Rows& x, int64_t tokens, float* y, int64_t y_stride) {
+  if (sizes.codes_per_byte == 1) {
+    g_isa->product(weight, first, count, x, tokens, y, y_stride);
+    return;
+  }
+  auto* codes = static_cast<uint8_t*>(
+      scratch_bytes(Scratch::kUnpacked, static_cast<size_t>(kUnpackedRows * weight.k)));
+  for (int64_t n = 0; n < count; n += kUnpackedRows) {
+    const int64_t rows = std::min(kUnpackedRows, count - n);
+    unpack(weight.codes + (first + n) * weight.k / 2, rows * weight.k / 2, codes);
+    const Int8Weight part{codes, weight.scales + (first + n) * (weight.k / weight.block), weight.k,
+                          weight.block, codes};
+    g_isa->product(part, 0, rows, x, tokens, y + n, y_stride);
+  }
+}
+
 // One block of hidden values of some slots: gate and up rows, SwiGLU, quantized for `down`.
 void compute_hidden(const Int8Weight& gate_up, const Sizes& sizes, const Group& group,
                     int64_t hidden_block, const Int8Rows& x_slots, const Int8Rows& hidden_slots) {
@@ -83,8 +116,8 @@ void compute_hidden(const Int8Weight& gate_up, const Sizes& sizes, const Group& 
   const int64_t first_row = group.expert * 2 * sizes.width + hidden_block * rows;
   for (int64_t s = 0; s < group.count; s += kStripSlots) {
     const int64_t count = std::min(kStripSlots, group.count - s), slot = group.first + s;
-    g_isa->product(gate_up, first_row, rows, rows_from(x_slots, slot, sizes.hidden_blocks(), block),
-                   count, y, rows);
+    multiply(gate_up, sizes, first_row, rows,
+             rows_from(x_slots, slot, sizes.hidden_blocks(), block), count, y, rows);
     g_isa->swiglu(y, count * block, hidden);
     const int64_t at = slot * sizes.width_blocks() + hidden_block;
     g_isa->quantize(hidden, count, block, block, sizes.width_blocks(),
@@ -110,9 +143,9 @@ void compute_outputs(Int8Weight down, const Sizes& sizes, const std::vector<Grou
         is_last ? nullptr : down.codes + (groups[g + 1].expert * sizes.hidden + first) * down.k;
     for (int64_t s = 0; s < group.count; s += kStripSlots) {
       const int64_t strip = std::min(kStripSlots, group.count - s), slot = group.first + s;
-      g_isa->product(down, group.expert * sizes.hidden + first, count,
-                     rows_from(hidden_slots, slot, sizes.width_blocks(), sizes.block), strip,
-                     products, count);
+      multiply(down, sizes, group.expert * sizes.hidden + first, count,
+               rows_from(hidden_slots, slot, sizes.width_blocks(), sizes.block), strip, products,
+               count);
       for (int64_t i = 0; i < strip; ++i) {
         const int64_t source = order[static_cast<size_t>(slot + i)];
         float* to = y + source / sizes.slots_per_token * sizes.hidden + first;
@@ -124,8 +157,8 @@ void compute_outputs(Int8Weight down, const Sizes& sizes, const std::vector<Grou
 
 }  // namespace
 
-SparseExperts::SparseExperts(const Attributes& attributes)
-    : block_(attributes.integer("block_size")) {
+SparseExperts::SparseExperts(const Attributes& attributes, int bits)
+    : block_(attributes.integer("block_size")), codes_per_byte_(8 / bits) {
   check_block_size(block_);
 }
 
@@ -140,6 +173,7 @@ void SparseExperts::compute(const Call& call) const {
 
   Sizes sizes{};
   sizes.block = block_;
+  sizes.codes_per_byte = codes_per_byte_;
   sizes.tokens = leading_count(x.shape, 1);
   sizes.hidden = x.shape.back();
   sizes.experts = gate_up.shape[0];
@@ -152,10 +186,12 @@ void SparseExperts::compute(const Call& call) const {
   ids_shape.back() = sizes.slots_per_token;
   call.expect_shape("expert_ids", ids.shape, ids_shape);
   call.expect_shape("expert_weights", weights.shape, ids_shape);
-  call.expect_shape("gate_up", gate_up.shape, {sizes.experts, 2 * sizes.width, sizes.hidden});
+  call.expect_shape("gate_up", gate_up.shape,
+                    {sizes.experts, 2 * sizes.width, sizes.hidden / codes_per_byte_});
   call.expect_shape("gate_up_scales", gate_up_scales.shape,
                     {sizes.experts, 2 * sizes.width, sizes.hidden_blocks()});
-  call.expect_shape("down", down.shape, {sizes.experts, sizes.hidden, sizes.width});
+  call.expect_shape("down", down.shape,
+                    {sizes.experts, sizes.hidden, sizes.width / codes_per_byte_});
   call.expect_shape("down_scales", down_scales.shape,
                     {sizes.experts, sizes.hidden, sizes.width_blocks()});
   float* y = call.float_output(0, x.shape);
