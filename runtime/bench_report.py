@@ -35,7 +35,17 @@ TABLE_HEADINGS = (
     "state",
     "versions",
 )
-_MEASURED = ("prefill", "decode", "speculation", "memory", "load_ms", "new_tokens", "repeats")
+_MEASURED = (
+    "cache",
+    "cache_token_bytes",
+    "prefill",
+    "decode",
+    "speculation",
+    "memory",
+    "load_ms",
+    "new_tokens",
+    "repeats",
+)
 _PACKAGES = ("shoal", "onnxruntime", "numpy")
 
 
@@ -101,7 +111,7 @@ def summary(report: dict[str, Any]) -> str:
     cells = (
         _board_cell(report),
         f"{name}, {format_count(model['active_parameters'])} active, {model['weights']}",
-        f"{report['kernels']} {report['instructions'] or ''}".strip() + f", {report['threads']}",
+        _form_cell(report),
         ", ".join(prefill),
         ", ".join(decode),
         format_bytes(model["token_read_bytes"]),
@@ -139,6 +149,11 @@ def _board_cell(report: dict[str, Any]) -> str:
         name += ", virtual"
     features = " ".join(cpu["features"])
     return f"{name} ({features})" if features else name
+
+
+def _form_cell(report: dict[str, Any]) -> str:
+    form = f"{report['kernels']} {report['instructions'] or ''}".strip() + f", {report['threads']}"
+    return form if report["cache"] == "float32" else f"{form}, {report['cache']} cache"
 
 
 def _bandwidth_cell(report: dict[str, Any]) -> str:

@@ -251,6 +251,9 @@ def check_fit(where: str, need: Need, room: Room, tokens: int, advice: str = "")
         return
     longest = need.longest_context(room.usable_bytes)
     choices = [f"use a context of at most {longest} tokens (max_context)"] if longest else []
+    saved = 0 if need.float_row_bytes or need.form == "portable" else need.cache_bytes(tokens) // 2
+    if saved and needed - saved <= room.usable_bytes:
+        choices.append("use a cache of type float16 or int8 (cache)")
     choices += [advice] if advice else []
     choices.append("free memory, raise the limit or take a smaller model")
     raise RuntimeFailure(

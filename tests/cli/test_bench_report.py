@@ -73,6 +73,9 @@ def test_the_summary_is_a_row_of_the_table(report: dict[str, Any]) -> None:
     assert len(cells) == len(TABLE_HEADINGS)
     assert cells[0] == "Raspberry Pi 5 Model B Rev 1.0: 4x Cortex-A76 (asimddp)"
     assert cells[2] == "native dotprod, 4"
+    assert report["cache"] == "float32", "the default is not worth a word"
+    small = summary(pi_report(report) | {"cache": "int8"})
+    assert "| native dotprod, 4, int8 cache |" in small
     assert cells[4] == "12.3 (0), 12.3 (20)"
     assert cells[6] == "76 % of 8 GB/s"
     assert cells[7] == "ondemand, 50 to 72 C, 2400 MHz, not throttled"

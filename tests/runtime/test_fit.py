@@ -164,6 +164,24 @@ def test_a_context_that_does_not_fit_is_refused_and_a_shorter_one_is_not(
         assert open_bundle(int8_bundle, kernels="portable", max_context=700).max_context == 700
 
 
+def test_a_smaller_type_of_cache_is_advised_where_it_helps(
+    int8_bundle: Path, machine: pytest.MonkeyPatch
+) -> None:
+    float32, float16 = (
+        bundle_need(Bundle.open(int8_bundle).manifest, "native", cache_type).anonymous_bytes(2000)
+        for cache_type in ("float32", "float16")
+    )
+    for free, is_advised in ((float16, True), (float16 - 1, False)):
+        has(machine, memory(free))
+        assert free < float32
+        with pytest.raises(RuntimeFailure) as raised:
+            open_bundle(int8_bundle, kernels="native", max_context=2000)
+        assert ("use a cache of type float16 or int8" in str(raised.value)) == is_advised
+    has(machine, memory(float16))
+    with pytest.warns(UserWarning, match="come from the disk"):
+        open_bundle(int8_bundle, kernels="native", max_context=2000, cache="float16")
+
+
 def test_contexts_end_where_the_budget_does(int8_bundle: Path, machine: pytest.MonkeyPatch) -> None:
     need = bundle_need(Bundle.open(int8_bundle).manifest, "portable")
     has(machine, memory(1 << 34))

@@ -368,9 +368,9 @@ def test_verbose_says_what_runs(int8_bundle: Path) -> None:
     for text in (
         "[opened in ",
         f"{format_bytes(Bundle.open(int8_bundle).manifest.token_read_bytes)} read per token",
-        "[portable kernels: Embedding, Linear, LatentAttention, Route, ",
+        "[portable kernels: Embedding, Linear, LatentAttention, ",
         "[threads: ",
-        "[latent cache: 3.2 kB per token, contexts of up to 2048 tokens]",
+        "[latent cache: float32, 3.2 kB per token, contexts of up to 2048 tokens]",
         "new: 3 tokens",
     ):
         assert text in err
