@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def test_only_routed_experts_have_4_bits(bundle: Path) -> None:
     assert packed == {name for name in manifest.tensors if name.endswith((".gate_up", ".down"))}
     for name in packed:
         info, scales = manifest.tensors[name], manifest.tensors[f"{name}_scales"]
-        values = np.prod(info.shape)
-        assert (info.size, scales.size) == (values / 2, values / 32 * 4)
+        values = math.prod(info.shape)
+        assert (info.size, scales.size) == (values // 2, values // 32 * 4)
 
 
 def test_parameters_are_counted_one_by_one(bundle: Path, fp32_bundle: Path) -> None:

@@ -29,8 +29,10 @@ from tests.arm.sysroot import CPUS, Sysroot, SysrootError
 from shoal.runtime.kernels.library import LIBRARY_FILE
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("pytest", "iniconfig", "pluggy", "packaging", "pygments", "hypothesis", "sortedcontainers")
-TOOLS += ("onnx", "ml_dtypes", "typing_extensions")
+TOOLS = (
+    *("pytest", "iniconfig", "pluggy", "packaging", "pygments", "hypothesis", "sortedcontainers"),
+    *("onnx", "ml_dtypes", "typing_extensions"),
+)
 
 # Exact whatever the processor, without hypothesis, in seconds: what a kernel must never get wrong.
 KERNEL_TESTS = (

@@ -138,7 +138,8 @@ def test_odd_preference_is_refused() -> None:
 def test_nibbles_stay_within_half_a_step_or_are_clipped(case: tuple[Floats, int]) -> None:
     weight, block_size = case
     packed, scales = quantize_nibbles(weight, block_size)
-    assert (packed.dtype, packed.shape) == (np.uint8, (*weight.shape[:-1], weight.shape[-1] // 2))
+    assert packed.dtype == np.uint8
+    assert packed.shape == (*weight.shape[:-1], weight.shape[-1] // 2)
     codes = unpack_nibbles(packed)
     error = np.abs(dequantize_blocks(codes, scales).astype(np.float64) - weight)
     steps = np.repeat(np.abs(scales).astype(np.float64) * 16, block_size, axis=-1)
