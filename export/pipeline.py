@@ -7,7 +7,6 @@ fidelity) -> check -> write the manifest -> rename into place
 from __future__ import annotations
 
 import hashlib
-import resource
 import shutil
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from shoal.export.journal import Journal, ResumePoint, fingerprint
 from shoal.export.manifest import build_manifest
 from shoal.export.names import ParameterSources, parameter_sources
 from shoal.export.opening import open_tokenizer, open_weights, read_config
+from shoal.export.peak_memory import peak_memory_bytes
 from shoal.export.rope_scaling import LongRopeScaling
 from shoal.export.special_tokens import SpecialTokens
 from shoal.export.tokenizer_files import TOKENIZER_FILE
@@ -146,7 +146,7 @@ def export_bundle(
         bundle=bundle,
         manifest=manifest,
         seconds=time.monotonic() - start,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 

@@ -81,8 +81,13 @@ def test_inspecting_checkpoint_and_bundle_gives_the_same_numbers(
     assert main(["inspect", str(int8_bundle), "--json"]) == 0
     bundle = json.loads(capsys.readouterr().out)
     checkpoint = checkpoint_report(tiny_checkpoint)
-    same = ("parameters", "active_parameters", "token_read_bytes", "cache_token_bytes", "memory")
+    same = ("parameters", "active_parameters", "token_read_bytes", "cache_token_bytes")
     assert {key: bundle[key] for key in same} == {key: checkpoint[key] for key in same}
+    for opened, planned in zip(bundle["memory"], checkpoint["memory"], strict=True):
+        for key in ("context_tokens", "cache_bytes"):
+            assert opened[key] == planned[key]
+        # A bundle's figure counts scratch memory too, a checkpoint's weights and cache only.
+        assert opened["portable_bytes"] > planned["memory_bytes"]
     assert bundle["weights_bytes"] == checkpoint["int8_bytes"]
 
 

@@ -145,7 +145,7 @@ def test_a_last_line_without_an_end_is_answered_before_the_connection_ends(
         (b"", "error: line: expected a prompt, found nothing; send text"),
         (b"  \r", "error: line: expected a prompt, found nothing; send text"),
         (b"\xff\xfe", "error: line: expected UTF-8 text, found other bytes; convert it"),
-        (b"x " * 5000, "error: context: a prompt of"),
+        (b"x " * 5000, "error: context: 10001 tokens are more than the model's 2048"),
         (b"x" * (LONGEST_LINE_BYTES + 1), f"error: line: expected at most {LONGEST_LINE_BYTES} "),
     ],
     ids=["empty", "blank", "bytes", "too many tokens", "too long"],
