@@ -68,7 +68,9 @@ def _export(
     checkpoint: str, target: str, point: str, kill: int, slow_s: float, options: tuple[str, ...]
 ) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    # Tests may run in the background or under nohup, where these are ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hooks = _Hooks(point, kill, slow_s)
     if GRAPHS:
         setattr(pipeline, "build_graphs", lambda *args, **kwargs: GRAPHS[0])  # noqa: B010
