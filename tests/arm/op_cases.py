@@ -16,6 +16,9 @@ from shoal.graphs.recipes import BLOCK_SIZES
 Inputs = dict[str, Array]
 RUN = {
     "Linear": lambda models, inputs: [test_native_linear.run(models, inputs)],
+    "PreciseLinear": lambda models, inputs: [
+        test_native_linear.run(models, inputs, "PreciseLinear")
+    ],
     "SparseExperts": lambda models, inputs: [test_native_experts.run(models, inputs)],
     "LatentAttention": test_native_attention.run,
 }
@@ -27,6 +30,7 @@ def op_cases() -> Iterator[tuple[str, str, Inputs]]:
         for tokens, blocks, n in ((1, 3, 70), (2, 1, 5), (7, 2, 33), (41, 5, 77)):
             inputs = test_native_linear.make_inputs(tokens, tokens, blocks, n, block_size)
             yield f"linear-{block_size}-{tokens}", "Linear", inputs
+            yield f"precise-{block_size}-{tokens}", "PreciseLinear", inputs
         for tokens in (1, 6, 40):
             inputs = test_native_experts.make_inputs(tokens, tokens, 5, 2, block_size, d=1, f=3)
             yield f"experts-{block_size}-{tokens}", "SparseExperts", inputs

@@ -32,8 +32,8 @@ Case = tuple[str, dict[str, Any], dict[str, Array]]
 def sound_case(rng: np.random.Generator) -> Case:
     """An op with attributes and inputs that fit each other."""
     seed, tokens = int(rng.integers(1000)), int(rng.integers(0, 20))
-    op = ("Linear", "SparseExperts", "LatentAttention")[rng.integers(3)]
-    if op == "Linear":
+    op = ("Linear", "PreciseLinear", "SparseExperts", "LatentAttention")[rng.integers(4)]
+    if op.endswith("Linear"):
         blocks, n = (int(count) for count in rng.integers(1, 5, 2))
         inputs = test_native_linear.make_inputs(seed, tokens, blocks, n, BLOCK)
         return op, {"K": blocks * BLOCK, "N": n, "block_size": BLOCK}, dict(inputs)

@@ -30,7 +30,8 @@ LINEAR = {"K": 64, "N": 5, "block_size": 32}
 
 def test_the_library_names_its_ops_and_instruction_sets(library: KernelLibrary) -> None:
     assert set(library.ops) <= set(OPS)
-    assert {"Linear", "SparseExperts", "Int4SparseExperts", "LatentAttention"} <= set(library.ops)
+    assert {"Linear", "PreciseLinear", "SparseExperts", "Int4SparseExperts"} <= set(library.ops)
+    assert {"LatentAttention", "LatentAttentionInt8Cache"} <= set(library.ops)
     assert library.isas[-1] == "portable"
     assert library.isa in library.isas
 

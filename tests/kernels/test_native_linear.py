@@ -1,4 +1,4 @@
-"""The Linear kernel against NumPy and the portable body, on every instruction set."""
+"""The Linear and PreciseLinear kernels against NumPy and their bodies, on every instruction set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.graphs.one_op import Array, Arrays, OneOpModels, assert_near
 from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
-from shoal.graphs.ops.linear import linear
-from shoal.graphs.quantize import quantize_blocks
+from shoal.graphs.ops.linear import float_linear, linear, precise_linear
+from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 from shoal.graphs.recipes import BLOCK_SIZES
 from shoal.runtime.kernels.library import KernelLibrary
 
@@ -30,10 +30,10 @@ def make_inputs(seed: int, tokens: int, blocks: int, n: int, block_size: int) ->
     return {"x": x, "weight": codes.reshape(n, blocks, block_size), "weight_scales": scales}
 
 
-def run(models: OneOpModels, inputs: Arrays) -> Array:
+def run(models: OneOpModels, inputs: Arrays, op: str = "Linear") -> Array:
     n, blocks, block_size = inputs["weight"].shape
     attributes = {"K": blocks * block_size, "N": n, "block_size": block_size}
-    (y,) = models.run("Linear", attributes, inputs)
+    (y,) = models.run(op, attributes, inputs)
     return y
 
 
@@ -67,24 +67,65 @@ def test_forms_agree(
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
-def test_a_row_does_not_depend_on_the_rows_beside_it(models: OneOpModels, block_size: int) -> None:
-    inputs = make_inputs(3, tokens=41, blocks=3, n=70, block_size=block_size)
-    together = run(models, inputs)
-    for first, count in ((0, 1), (5, 2), (7, 8), (20, 21)):
-        part = inputs | {"x": inputs["x"][first : first + count]}
-        assert np.array_equal(run(models, part), together[first : first + count])
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    tokens=st.one_of(st.integers(0, 9), st.integers(10, 70)),
+    blocks=st.integers(1, 5),
+    n=st.one_of(st.integers(1, 40), st.integers(60, 300)),
+    seed=st.integers(0, 99),
+)
+def test_precise_forms_agree(
+    models: OneOpModels,
+    threaded_models: OneOpModels,
+    portable_models: OneOpModels,
+    block_size: int,
+    tokens: int,
+    blocks: int,
+    n: int,
+    seed: int,
+) -> None:
+    inputs = make_inputs(seed, tokens, blocks, n, block_size)
+    found = run(models, inputs, "PreciseLinear")
+    assert np.array_equal(run(threaded_models, inputs, "PreciseLinear"), found)
+    if tokens == 0:
+        assert found.shape == (0, n)
+        return
+    # A tie of the second term may be rounded either way; its step is 1 / 254 of the first one's.
+    floats = dequantize_blocks(inputs["weight"].reshape(n, -1), inputs["weight_scales"])
+    tie = np.abs(inputs["x"]).max() / 127 / 254 * np.abs(floats).max()
+    assert_near(found, precise_linear(**inputs), FLOAT32_SUMS, tie)
+    assert_near(found, float_linear(inputs["x"], floats), FLOAT32_SUMS, len(floats[0]) * tie)
+    if BODIES_ROUND_ALIKE:
+        assert_near(found, run(portable_models, inputs, "PreciseLinear"), FLOAT32_SUMS, tie)
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("op", ["Linear", "PreciseLinear"])
+def test_a_row_does_not_depend_on_the_rows_beside_it(
+    models: OneOpModels, op: str, block_size: int
+) -> None:
+    inputs = make_inputs(3, tokens=41, blocks=3, n=70, block_size=block_size)
+    together = run(models, inputs, op)
+    for first, count in ((0, 1), (5, 2), (7, 8), (20, 21)):
+        part = inputs | {"x": inputs["x"][first : first + count]}
+        assert np.array_equal(run(models, part, op), together[first : first + count])
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("op", ["Linear", "PreciseLinear"])
 def test_instruction_sets_give_equal_bits(
-    library: KernelLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_size: int
+    library: KernelLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    op: str,
+    block_size: int,
 ) -> None:
     inputs = make_inputs(4, tokens=37, blocks=5, n=77, block_size=block_size)
     results = []
     for isa in library.isas:
         monkeypatch.setenv("SHOAL_ISA", isa)
         (tmp_path / isa).mkdir()
-        results.append(run(OneOpModels(tmp_path / isa, library.path), inputs))
+        results.append(run(OneOpModels(tmp_path / isa, library.path), inputs, op))
     assert all(np.array_equal(result, results[0]) for result in results)
 
 

@@ -19,6 +19,7 @@ constexpr const char* kDomain = "shoal";
 const CustomOp* const* all_ops(size_t* count) {
   static const CustomOp* const ops[] = {
       shoal::custom_op<shoal::Linear>(),
+      shoal::custom_op<shoal::PreciseLinear>(),
       shoal::custom_op<shoal::SparseExperts>(),
       shoal::custom_op<shoal::Int4SparseExperts>(),
       shoal::custom_op<shoal::LatentAttention>(),

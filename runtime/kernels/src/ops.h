@@ -14,11 +14,22 @@ class Linear {
   static constexpr size_t kRequiredInputs = 3;
   static constexpr std::array<InPlace, 0> kInPlace{};
 
-  explicit Linear(const Attributes& attributes);
+  explicit Linear(const Attributes& attributes) : Linear(attributes, 1) {}
   void compute(const Call& call) const;
 
+ protected:
+  Linear(const Attributes& attributes, int terms);
+
  private:
-  int64_t k_, n_, block_;
+  int64_t k_, n_, block_, terms_;
+};
+
+// shoal::PreciseLinear: the same with x as the sum of two int8 terms.
+class PreciseLinear : public Linear {
+ public:
+  static constexpr const char* kName = "PreciseLinear";
+
+  explicit PreciseLinear(const Attributes& attributes) : Linear(attributes, 2) {}
 };
 
 // shoal::SparseExperts, meaning in graphs/ops/sparse_experts.py.
