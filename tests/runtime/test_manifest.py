@@ -66,7 +66,11 @@ def test_a_manifest_that_was_written_reads_back_equal(fake_bundle):
         (("files", "head.onnx", "size"), -1, "size must be an integer in 0.."),
         (("files", "head.onnx", "sha256"), "F" * 64, "64 lower-case hexadecimal digits"),
         (("files", "head.onnx", "mode"), 1, "unknown key mode"),
-        (("tensors", "norm.weight", "dtype"), "float16", "dtype must be one of uint8, float32"),
+        (
+            ("tensors", "norm.weight", "dtype"),
+            "float16",
+            "dtype must be one of uint8, uint4, float32",
+        ),
         (("tensors", "norm.weight", "shape"), [9], "size must be the bytes of float32 [9]"),
         (("tensors", "norm.weight", "shape"), [-8], "shape must be a list of integers in 1.."),
         (("tensors", "norm.weight", "offset"), 4100, "offset must be a multiple of 4096"),
