@@ -53,7 +53,7 @@ lint: $(TEST_STAMP)
 
 docs: $(STAMP)
 	@mkdir -p docs
-	$(BIN)/python -m shoal.runtime.options > docs/cli.md.new
+	$(BIN)/python -m shoal.runtime.commands.options > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
 
 kernels: $(STAMP)

@@ -16,7 +16,7 @@ from shoal.graphs.contract import MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES
-from shoal.runtime.requirements import check_machine
+from shoal.runtime.machine.requirements import check_machine
 
 _READ_BYTES = 4 << 20
 

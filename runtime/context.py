@@ -18,7 +18,7 @@ from shoal.graphs.contract import expert_ids_output, expert_weights_output
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
-from shoal.runtime.drafter import Drafter
+from shoal.runtime.drafting.drafter import Drafter
 from shoal.runtime.latent_cache import CacheLayout, LatentCache, too_long
 from shoal.runtime.one_thread import one_thread
 from shoal.runtime.session import GraphSession

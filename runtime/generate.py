@@ -10,9 +10,9 @@ import numpy as np
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.context import Context, PrefillProgress
+from shoal.runtime.drafting.speculation import DraftStats, Speculation
 from shoal.runtime.latent_cache import too_long
 from shoal.runtime.sampling import SamplingOptions, choose_token
-from shoal.runtime.speculation import DraftStats, Speculation
 from shoal.runtime.text_stream import StopFilter, TextStream
 from shoal.runtime.tokenizer import Tokenizer
 

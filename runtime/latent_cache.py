@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from shoal.graphs.cache_types import CachePart, CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime.memory import read_memory
+from shoal.runtime.machine.memory import read_memory
 
 _SMALLEST_CAPACITY = 64
 _GROWTH = 1.5  # each row is copied about twice in all, and at most a third of the room is unused

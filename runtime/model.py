@@ -15,16 +15,16 @@ from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
-from shoal.runtime.draft_policy import AutoDraft, FixedDraft
-from shoal.runtime.drafter import Drafter
-from shoal.runtime.fit import bundle_need, choose_context, native_advice
+from shoal.runtime.drafting.draft_policy import AutoDraft, FixedDraft
+from shoal.runtime.drafting.drafter import Drafter
+from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
+from shoal.runtime.drafting.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.graph_check import check_cache, check_graphs, check_mtp
 from shoal.runtime.latent_cache import CacheLayout
-from shoal.runtime.row_audit import RowAudit, shortest_depth
+from shoal.runtime.machine.fit import bundle_need, choose_context, native_advice
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
-from shoal.runtime.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.step import FloatArray, Routing
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, special_tokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS
 from shoal.runtime.kernels.library import KernelLibrary
-from shoal.runtime.machine import Cpu
+from shoal.runtime.machine.processor import Cpu
 
 _INT8 = {
     "Embedding": "com.microsoft::GatherBlockQuantized",

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_library
-from shoal.runtime.machine import default_threads, read_cpu
-from shoal.runtime.requirements import check_machine, onnxruntime_error
+from shoal.runtime.machine.processor import default_threads, read_cpu
+from shoal.runtime.machine.requirements import check_machine, onnxruntime_error
 
 # onnxruntime's official builds report usage over the network and keep files for it unless this is
 # set before they are imported. A user who wants that can set it to 0.

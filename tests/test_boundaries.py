@@ -92,7 +92,7 @@ def test_export_imports_without_onnxruntime_transformers_and_runtime() -> None:
 
 
 def test_the_command_line_starts_without_numpy_and_rich() -> None:
-    loaded = loaded_by(["shoal.runtime.cli"], (*TORCH_SIDE, "shoal.export", "onnxruntime"))
+    loaded = loaded_by(["shoal.runtime.commands.cli"], (*TORCH_SIDE, "shoal.export", "onnxruntime"))
     assert not loaded & {"numpy", "rich", "tokenizers", "jinja2"}
 
 

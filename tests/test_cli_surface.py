@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime import cli, extras, options, options_eval, options_export
-from shoal.runtime.cli_page import cli_page, option_names, verbs_of
+from shoal.runtime.commands import cli, extras, options, options_eval, options_export
+from shoal.runtime.commands.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,7 +197,7 @@ def test_ctrl_c_exits_130_with_one_line(
 
 def test_a_reader_that_went_away_is_no_error() -> None:
     script = (
-        "import sys; from shoal.runtime import cli\n"
+        "import sys; from shoal.runtime.commands import cli\n"
         "def command(args):\n"
         "    while True: sys.stdout.write('x' * 65536)\n"
         "cli.find_command = lambda args: command\n"
@@ -216,7 +216,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
 
 def test_text_that_the_terminal_cannot_show_is_no_error() -> None:
     script = (
-        "import sys; from shoal.runtime import cli\n"
+        "import sys; from shoal.runtime.commands import cli\n"
         "cli.find_command = lambda args: lambda args: sys.stdout.write('a\\u6df1b') and 0\n"
         "sys.exit(cli.main(['doctor']))\n"
     )

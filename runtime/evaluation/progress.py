@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from shoal.runtime.report import progress_line
+from shoal.runtime.commands.report import progress_line
 
 _LINE_EVERY_S = 10.0
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import checksum
-from shoal.runtime.extras import load_export
+from shoal.runtime.commands.extras import load_export
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.step import FloatArray
 from shoal.runtime.tokenizer import Tokenizer, load_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from typing import Any
 
 from shoal.export import folder, pipeline
 from shoal.export.progress import ExportProgress
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 GRAPHS: list[Any] = []
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from shoal.graphs.manifest import checksum
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 Refusal = Callable[..., str]
 FILES = (

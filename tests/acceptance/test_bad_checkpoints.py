@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from shoal.export.folder import _locked
 from shoal.graphs.contract import MANIFEST_FILE
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 Refusal = Callable[..., str]
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -317,7 +317,7 @@ def test_too_little_space_is_found_before_anything_is_written(
 
 LIMITED = """
 import resource, signal, sys
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(["export", "--force", "--no-fidelity", *sys.argv[2:]]))

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from shoal.export.pipeline import export_bundle
 from shoal.export.verify import verify_against_checkpoint
 from shoal.runtime import open_bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 TOKENS = 512
 

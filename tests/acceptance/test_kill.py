@@ -103,7 +103,7 @@ def test_stopping_cleans_up_at_once(tiny_checkpoint: Path, target: Path, stop: i
 def test_the_command_stopped_while_it_traces_says_so_and_cleans_up(
     tiny_checkpoint: Path, place: Path
 ) -> None:
-    command = [sys.executable, "-m", "shoal.runtime.cli", "export"]
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", "export"]
     process = subprocess.Popen(
         [*command, str(tiny_checkpoint), str(place / "new")], stderr=subprocess.PIPE, text=True
     )

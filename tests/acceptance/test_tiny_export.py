@@ -250,7 +250,7 @@ def test_exporting_twice_gives_the_same_bytes(
 ) -> None:
     """The second time by the command, in another process with another hash seed, elsewhere."""
     again = tmp_path / "elsewhere" / "again"
-    command = [sys.executable, "-m", "shoal.runtime.cli", "export", "--json"]
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", "export", "--json"]
     done = subprocess.run(
         [*command, str(tiny_checkpoint), str(again)],
         env=os.environ | {"PYTHONHASHSEED": "1"},

@@ -121,7 +121,7 @@ def pack_for_device(folder: Path, wheels: Path, python: str) -> Path:
 
 def shoal(*arguments: str) -> None:
     """The command, as it is installed here."""
-    command = [sys.executable, "-m", "shoal.runtime.cli", *arguments]
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SysrootError(f"shoal {arguments[0]}: {done.stderr.strip()}")

@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.runtime.device_wheels import pip_platform
+from shoal.runtime.packing.device_wheels import pip_platform
 
 _PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgcc-s1")
 

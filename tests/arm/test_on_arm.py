@@ -28,7 +28,7 @@ from tests.tolerances import (
 
 from shoal.runtime import open_bundle
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.machine import read_cpu
+from shoal.runtime.machine.processor import read_cpu
 
 CPU = os.environ["SHOAL_ARM_CPU"]
 MIN_CLEAR_STEPS = 8
@@ -158,7 +158,7 @@ ON_A_DEVICE = """
 import importlib.util, shutil, sys
 assert not [name for name in ("torch", "onnx", "pytest") if importlib.util.find_spec(name)]
 assert not [name for name in ("c++", "g++", "clang++", "cc") if shutil.which(name)]
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -19,9 +19,9 @@ from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, lines_of
 
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.machine import default_threads, read_cpu
+from shoal.runtime.machine.processor import default_threads, read_cpu
 
-_SHOAL = (sys.executable, "-m", "shoal.runtime.cli")
+_SHOAL = (sys.executable, "-m", "shoal.runtime.commands.cli")
 _PREFILL, _DEPTHS, _NEW_TOKENS = (128, 512), (0, 512, 2048), 64
 
 

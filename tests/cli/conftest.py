@@ -10,7 +10,8 @@ from tests.small_model import SMALL_MODEL
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo
-from shoal.runtime import bench, run_command
+from shoal.runtime.bench import speed as bench
+from shoal.runtime.commands import run_command
 
 LIMIT = SMALL_MODEL.max_position_embeddings
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.bench import measure_decode, measure_prefill, median_s, random_ids
-from shoal.runtime.cli import main
+from shoal.runtime.bench.speed import measure_decode, measure_prefill, median_s, random_ids
+from shoal.runtime.commands.cli import main
 
 
 def test_report_has_a_row_for_each_length_and_depth(

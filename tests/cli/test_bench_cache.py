@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 ARGV = ["--prefill", "4", "--new-tokens", "1", "--repeats", "1", "--threads", "1", "--cache-kl"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.bench_report import TABLE_HEADINGS, summary
+from shoal.runtime.bench.board_report import TABLE_HEADINGS, summary
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 SHORT = ["--depths", "0,20", "--prefill", "16", "--new-tokens", "2", "--repeats", "1"]

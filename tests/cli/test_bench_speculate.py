@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.bench_speculate import DRAFTS, ratios_to_first
-from shoal.runtime.cli import main
+from shoal.runtime.bench.speculate import DRAFTS, ratios_to_first
+from shoal.runtime.commands.cli import main
 from shoal.runtime.model import Model
 
 

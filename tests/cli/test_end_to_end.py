@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.export.inspect_checkpoint import checkpoint_report
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 
 PROMPT = "It is a truth universally acknowledged, that"
@@ -26,7 +26,7 @@ class Blocker:
         return None
 
 sys.meta_path.insert(0, Blocker())
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

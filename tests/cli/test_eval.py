@@ -13,9 +13,9 @@ import pytest
 
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
+from shoal.runtime.commands.report import format_bytes
 from shoal.runtime.evaluation.progress import EvalProgress
-from shoal.runtime.report import format_bytes
 
 WINDOW = "64"
 

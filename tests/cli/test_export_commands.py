@@ -13,7 +13,7 @@ from shoal.export.progress import ExportProgress
 from shoal.export.verify import VerifyReport
 from shoal.graphs.manifest import Manifest
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 
 class FakeBundle:

@@ -15,8 +15,8 @@ from shoal.graphs.footprint import (
     memory_by_context,
 )
 from shoal.graphs.manifest import Manifest, TensorInfo
-from shoal.runtime.cli import main
-from shoal.runtime.inspect import bundle_report
+from shoal.runtime.commands.cli import main
+from shoal.runtime.commands.inspect import bundle_report
 
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny-v3"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime import machine
+from shoal.runtime.machine import processor as machine
 
 ARM = """\
 processor\t: 0

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime import interactive
-from shoal.runtime.cli import main
+from shoal.runtime.commands import interactive
+from shoal.runtime.commands.cli import main
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.runtime import open_bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 from shoal.runtime.model import Model
 
 PROMPT = "Once upon a time there was a fisherman who lived with his wife in a small house by the "

@@ -34,7 +34,7 @@ def test_tables_and_experts_larger_than_the_limit_are_exported_within_it(
     stored = write_sparse(tmp_path / "sparse", V3 | WIDE)
     assert stored > LIMIT_BYTES
     shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path / "sparse")
-    command = [sys.executable, "-m", "shoal.runtime.cli", "export", "--json"]
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", "export", "--json"]
     options = ["--fidelity-tokens", "64"]
     done = subprocess.run(
         [*command, *options, str(tmp_path / "sparse"), str(tmp_path / "bundle")],

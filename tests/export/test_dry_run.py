@@ -9,7 +9,7 @@ import pytest
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 
 def test_a_dry_run_foretells_the_bundle_and_writes_nothing(

@@ -31,7 +31,7 @@ from shoal.export.opening import open_tokenizer, open_weights, read_config
 from shoal.graphs.errors import CheckpointError, ConfigError, ShoalError
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime import open_bundle
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 from shoal.runtime.tokenizer import Tokenizer as RuntimeTokenizer
 
 BF16, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0

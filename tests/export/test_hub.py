@@ -42,7 +42,7 @@ print(json.dumps(answers))
 DRY_RUN_AND_EXPORT = """
 import dataclasses, functools, sys
 from shoal.export import pipeline
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 
 build = functools.cache(pipeline.build_graphs)
 pipeline.build_graphs = lambda config, **options: build(

@@ -25,7 +25,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shoal.runtime import open_bundle
-from shoal.runtime.memory import read_resident
+from shoal.runtime.machine.memory import read_resident
 open_bundle(Path(sys.argv[1]), kernels="native", threads=1)
 before = read_resident().anonymous_bytes
 model = open_bundle(Path(sys.argv[2]), kernels="native", threads=1)

@@ -167,7 +167,7 @@ def test_a_second_run_gives_the_same_bits(threaded_models: OneOpModels) -> None:
 GROWTH = """
 import sys
 from pathlib import Path
-from shoal.runtime.memory import read_resident
+from shoal.runtime.machine.memory import read_resident
 from tests.graphs.one_op import OneOpModels
 from tests.kernels.test_native_linear import make_inputs
 models = OneOpModels(Path(sys.argv[2]), Path(sys.argv[1]))

@@ -11,7 +11,7 @@ import onnxruntime
 
 from shoal.runtime.kernels.build import SOURCES
 from shoal.runtime.kernels.library import KernelLibrary
-from shoal.runtime.requirements import ONNXRUNTIME_NEEDED, version_pair
+from shoal.runtime.machine.requirements import ONNXRUNTIME_NEEDED, version_pair
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ERROR_CODE, MESSAGE = ctypes.c_int, ctypes.c_char_p

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.runtime.bandwidth import array_bytes, largest_cache_bytes, measure_read_bandwidth
-from shoal.runtime.board import Condition, read_board, read_condition, was_held_back
+from shoal.runtime.machine.bandwidth import array_bytes, largest_cache_bytes, measure_read_bandwidth
+from shoal.runtime.machine.board import Condition, read_board, read_condition, was_held_back
 
 MB = 1 << 20
 
@@ -152,6 +152,6 @@ def test_bandwidth_is_bytes_over_the_seconds_of_the_fastest_pass(
     monkeypatch.setattr(np, "max", lambda array: read.append(array.nbytes))
     clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 24.0, 30.0, 33.0, 40.0, 43.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("shoal.runtime.bandwidth.array_bytes", lambda *sizes: 6 * MB)
+    monkeypatch.setattr("shoal.runtime.machine.bandwidth.array_bytes", lambda *sizes: 6 * MB)
     assert measure_read_bandwidth(2) == 6 * MB / 2.0
     assert read == [3 * MB] * 10

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.cores import big_cores, physical_cores
-from shoal.runtime.machine import Cpu, default_threads
+from shoal.runtime.machine.cores import big_cores, physical_cores
+from shoal.runtime.machine.processor import Cpu, default_threads
 
 
 @dataclass(frozen=True)

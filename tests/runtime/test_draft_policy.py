@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.runtime.draft_policy import LONGEST_AUTO_DRAFT, AutoDraft, FixedDraft
+from shoal.runtime.drafting.draft_policy import LONGEST_AUTO_DRAFT, AutoDraft, FixedDraft
 
 
 class Machine:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
-from shoal.runtime import fit
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
-from shoal.runtime.fit import Need, bundle_need, find_room
+from shoal.runtime.commands.cli import main
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.memory import Memory, ResidentMemory
+from shoal.runtime.machine import fit
+from shoal.runtime.machine.fit import Need, bundle_need, find_room
+from shoal.runtime.machine.memory import Memory, ResidentMemory
 from shoal.runtime.model import open_bundle
 
 MODEL = ModelInfo(
@@ -279,9 +279,9 @@ MARGIN_BYTES = 8 * MB  # what Python itself takes and gives back meanwhile
 LIMITED = """
 import resource, sys
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.fit import bundle_need
+from shoal.runtime.machine.fit import bundle_need
 from shoal.runtime.model import open_bundle
-from shoal.runtime.system_files import PROC, read_text
+from shoal.runtime.machine.system_files import PROC, read_text
 
 bundle, kernels, more = sys.argv[1], sys.argv[2], int(sys.argv[3])
 need = bundle_need(Bundle.open(bundle).manifest, kernels)

@@ -6,7 +6,7 @@ import pytest
 from shoal.graphs.cache_types import CACHE_TYPES, CachePart, cache_parts
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime.latent_cache import CacheLayout, LatentCache
-from shoal.runtime.memory import Memory
+from shoal.runtime.machine.memory import Memory
 
 PART = CachePart(name="cache", dtype="float32", width=6)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.runtime.memory import Memory, ResidentMemory, read_memory, read_resident
+from shoal.runtime.machine.memory import Memory, ResidentMemory, read_memory, read_resident
 
 MEMINFO = """\
 MemTotal:       16000000 kB

@@ -13,7 +13,7 @@ from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
 from shoal.runtime import open_bundle, session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.machine import default_threads, read_cpu
+from shoal.runtime.machine.processor import default_threads, read_cpu
 
 TEMPLATE = """{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""

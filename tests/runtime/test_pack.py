@@ -24,10 +24,10 @@ from tests.runtime.conftest import FakeBundle
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.cli import main
-from shoal.runtime.pack import write_pack
-from shoal.runtime.pack_format import Index, Part, end, header, padding
-from shoal.runtime.unpack import unpack
+from shoal.runtime.commands.cli import main
+from shoal.runtime.packing.pack import write_pack
+from shoal.runtime.packing.pack_format import Index, Part, end, header, padding
+from shoal.runtime.packing.unpack import unpack
 
 LONG_NAME = "a_wheel_of_a_name_longer_than_a_tar_header_has_room_for-1.2.3-cp311-cp311-" + (
     "manylinux_2_17_aarch64.manylinux2014_aarch64.whl"
@@ -313,7 +313,7 @@ def _interrupt_at(name: str) -> Callable[[int, int, str], None]:
 def test_a_stopped_unpacking_goes_on_from_where_it_was(
     fake_bundle: FakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.runtime.unpack.BLOCK_BYTES", 512)
+    monkeypatch.setattr("shoal.runtime.packing.unpack.BLOCK_BYTES", 512)
     write_pack(Bundle.open(fake_bundle.folder), tmp_path / "a.pack")
     with pytest.raises(KeyboardInterrupt):
         unpack(tmp_path / "a.pack", tmp_path / "out", _interrupt_at("bundle/weights.bin"))
@@ -333,7 +333,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from typing import Any
-from shoal.runtime import unpack
+from shoal.runtime.packing import unpack
 def die(done, total, part):
     if part == "bundle/weights.bin":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -424,7 +424,7 @@ def test_pip_that_fails_is_one_line(
     pip = tmp_path / "python"
     pip.write_text("#!/bin/sh\necho 'WARNING: slow' >&2; echo 'ERROR: no such wheel' >&2; exit 1\n")
     pip.chmod(0o755)
-    monkeypatch.setattr("shoal.runtime.device_wheels.sys.executable", str(pip))
+    monkeypatch.setattr("shoal.runtime.packing.device_wheels.sys.executable", str(pip))
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / f"shoal-{version('shoal')}-py3-none-any.whl").write_bytes(b"wheel")

@@ -17,7 +17,7 @@ from tests.graphs.test_op_int8_cache import attributes_of
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP, Attributes
 from shoal.graphs.quantize import quantize_blocks
-from shoal.runtime.row_audit import shortest_depth
+from shoal.runtime.drafting.row_audit import shortest_depth
 from shoal.runtime.session import SessionSettings
 
 DRAFTING_BLOCKS = (16, 32, 64)

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from shoal.graphs.errors import RuntimeFailure
-from shoal.runtime.requirements import check_machine, onnxruntime_error
+from shoal.runtime.machine.requirements import check_machine, onnxruntime_error
 
 # Stands in for the installed onnxruntime, then opens a bundle through the command.
 WITH_ONNXRUNTIME = """
 import sys, types
 {setup}
-from shoal.runtime.cli import main
+from shoal.runtime.commands.cli import main
 sys.exit(main(["run", "nowhere", "--prompt", "x"]))
 """
 

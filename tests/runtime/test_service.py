@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError
-from shoal.runtime import listener, service
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.line_requests import LONGEST_LINE_BYTES
-from shoal.runtime.listener import LineBuffer, listen
+from shoal.runtime.commands.units import format_bytes
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.units import format_bytes
+from shoal.runtime.service import listener
+from shoal.runtime.service import loop as service
+from shoal.runtime.service.line_requests import LONGEST_LINE_BYTES
+from shoal.runtime.service.listener import LineBuffer, listen
 
 PROMPT = "It is a truth"
 Server = Callable[..., "Running"]
@@ -35,7 +36,15 @@ class Running:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "shoal.runtime.cli", "run", *arguments, "--threads", "1"],
+            [
+                sys.executable,
+                "-m",
+                "shoal.runtime.commands.cli",
+                "run",
+                *arguments,
+                "--threads",
+                "1",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -333,7 +342,7 @@ def test_a_port_in_use_is_refused() -> None:
 
 
 def run_lines(*arguments: str, lines: bytes) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "shoal.runtime.cli", "run", *arguments]
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", "run", *arguments]
     return subprocess.run(command, input=lines, capture_output=True, check=False, timeout=120)
 
 

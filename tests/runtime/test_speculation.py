@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import open_bundle
-from shoal.runtime.draft_policy import FixedDraft
-from shoal.runtime.row_audit import RowAudit, shortest_depth
+from shoal.runtime.drafting.draft_policy import FixedDraft
+from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
+from shoal.runtime.drafting.speculation import Speculation
 from shoal.runtime.sampling import SamplingOptions, candidates, choose_token
 from shoal.runtime.session import SessionSettings
-from shoal.runtime.speculation import Speculation
 
 TEXTS = (
     "Once upon a time there was a fisherman who lived with his wife in a small house by the sea. "

@@ -63,7 +63,7 @@ def install(python: Path, *arguments: str) -> None:
 def answer(python: Path, bundle: Path, kernels: str) -> subprocess.CompletedProcess[str]:
     """What ``shoal run`` prints."""
     arguments = ["run", str(bundle), "--prompt", PROMPT, "--max-new-tokens", "16"]
-    return run(python, "-m", "shoal.runtime.cli", *arguments, "--kernels", kernels)
+    return run(python, "-m", "shoal.runtime.commands.cli", *arguments, "--kernels", kernels)
 
 
 def check_wheel(python: Path, wheel: Path, bundle: Path, forms: tuple[str, ...]) -> None:

@@ -11,8 +11,8 @@ from argparse import ArgumentParser
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from shoal.runtime.options import add_common_options
-from shoal.runtime.options_export import add_bundle_options
+from shoal.runtime.commands.options import add_common_options
+from shoal.runtime.commands.options_export import add_bundle_options
 
 
 class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     def run(self) -> None:
         """Export; ends the program with the exit status of ``shoal export``."""
-        from shoal.runtime.cli import run_verb
+        from shoal.runtime.commands.cli import run_verb
 
         self.args.verb = "export"
         sys.exit(run_verb(self.args))

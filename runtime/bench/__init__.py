@@ -1,0 +1,1 @@
+"""``shoal bench``: how fast a bundle runs on this machine."""

@@ -1,0 +1,200 @@
+"""``shoal bench --speculate``: what drafting brings on this machine, and why.
+
+Text comes from the model itself: it continues a prompt greedily, and that is decoded again with
+drafts. Times of different forms are taken in turns and compared pair by pair, so that a machine
+that is busy with something else slows both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from shoal.runtime.commands.report import format_rate, progress_line, write_grid, write_lines
+from shoal.runtime.context import Context
+from shoal.runtime.drafting.speculation import DraftStats
+from shoal.runtime.model import Model
+
+PROMPT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
+    "must be in want of a wife. However little known the feelings or views of such a man may be on "
+    "his first entering a neighbourhood, this truth is so well fixed in the minds of the "
+    "surrounding families, that he is considered as the rightful property of some one or other of "
+    "their daughters."
+)
+DRAFTS: tuple[int | Literal["auto"], ...] = (0, 1, 2, 3, "auto")
+
+_LONGEST_STEP = 4  # tokens
+_SEED = 20
+
+
+def measure_speculation(model: Model, new_tokens: int, repeats: int) -> dict[str, Any]:
+    """Acceptance, cost of steps of several tokens, and what comes of both.
+
+    Args:
+        model: an open bundle with a multi-token-prediction module.
+        new_tokens: tokens decoded per measurement.
+        repeats: measurements per figure; medians count.
+
+    Returns:
+        JSON-ready: ``steps`` (for each number of tokens k its cost relative to one and the
+        distinct experts of a layer relative to one) and ``drafts`` (for each draft length the
+        acceptance by position, tokens per step, the tokens per step that would break even, and
+        the speed-up).
+    """
+    ids = prompt_ids(model)
+    text = [*ids, *model.generate(ids, max_new_tokens=new_tokens, stop_tokens=())]
+    progress_line("bench: steps of several tokens")
+    steps = _measure_steps(model, text, len(ids), repeats)
+    rows = [_measure_draft(model, ids, draft, new_tokens, repeats) for draft in DRAFTS[1:]]
+    return {"prompt_tokens": len(ids), "new_tokens": new_tokens, "steps": steps, "drafts": rows}
+
+
+def prompt_ids(model: Model) -> list[int]:
+    """English text if the bundle has a tokenizer, else random tokens."""
+    if model.has_tokenizer:
+        return model.encode(PROMPT)
+    generator = np.random.default_rng(_SEED)
+    ids: list[int] = generator.integers(0, model.manifest.model.vocab_size, 96).tolist()
+    return ids
+
+
+def _measure_steps(
+    model: Model, text: list[int], depth: int, repeats: int
+) -> list[dict[str, float]]:
+    context = model.new_context()
+    context.prefill(text[:depth])
+    lengths = range(1, _LONGEST_STEP + 1)
+
+    def peek(count: int) -> Callable[[], float]:
+        return lambda: _seconds(lambda: context.peek(text[depth : depth + count]))
+
+    ratios, one_s = ratios_to_first([peek(count) for count in lengths], 5 * repeats)
+    unions = _expert_unions(model, text, depth, lengths)
+    return [
+        {"tokens": count, "ms": one_s * ratio * 1000, "cost": ratio, "experts": union}
+        for count, ratio, union in zip(lengths, ratios, unions, strict=True)
+    ]
+
+
+def _expert_unions(
+    model: Model, text: list[int], depth: int, lengths: Sequence[int]
+) -> list[float]:
+    """Distinct experts of a layer that windows of the decoded text need, relative to one token."""
+    if not model.manifest.model.moe_layers:
+        return [1.0 for _ in lengths]
+    ids_MTK = model.routing(text).expert_ids[:, depth:]
+    return [
+        statistics.mean(
+            len(np.unique(ids_TK[start : start + count])) / ids_TK.shape[1]
+            for ids_TK in ids_MTK
+            for start in range(len(ids_TK) - count + 1)
+        )
+        for count in lengths
+    ]
+
+
+def _measure_draft(
+    model: Model, ids: list[int], draft: int | Literal["auto"], new_tokens: int, repeats: int
+) -> dict[str, Any]:
+    progress_line(f"bench: {new_tokens} tokens with draft {draft}")
+    stats: list[DraftStats] = []
+    contexts = model.new_context(), model.new_context()
+
+    def generate(length: int | Literal["auto"], context: Context) -> float:
+        context.rewind(0)
+        generation = model.generate(
+            ids, max_new_tokens=new_tokens, stop_tokens=(), draft=length, context=context
+        )
+        next(generation)  # reads the prompt
+        started_s = time.perf_counter()
+        for _ in generation:
+            pass
+        if generation.draft_stats is not None:
+            stats.append(generation.draft_stats)
+        return time.perf_counter() - started_s
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="draft: on this machine")
+        generate(draft, contexts[1])  # audits happen once for a model
+        ratios, _ = ratios_to_first(
+            [lambda: generate(0, contexts[0]), lambda: generate(draft, contexts[1])], repeats
+        )
+    last = stats[-1]
+    return {
+        "draft": draft,
+        "acceptance": [
+            accepted / drafted if drafted else 0.0
+            for accepted, drafted in zip(last.accepted, last.drafted, strict=True)
+        ],
+        "tokens_per_step": last.tokens_per_step(),
+        "break_even_tokens_per_step": ratios[1] * last.tokens_per_step(),
+        "speed_up": 1 / ratios[1],
+        "is_possible": last.rounds > 0,
+    }
+
+
+def ratios_to_first(
+    actions: Sequence[Callable[[], float]], repeats: int
+) -> tuple[list[float], float]:
+    """Times of actions taken in turns, relative to the first one of each turn.
+
+    Args:
+        actions: each does something and returns the seconds that count.
+        repeats: turns.
+
+    Returns:
+        The median ratio of each action, and the median seconds of the first. One turn more is
+        made at the start, which does not count.
+    """
+    turns: list[list[float]] = [[action() for action in actions] for _ in range(repeats + 1)]
+    ratios = [
+        statistics.median(turn[index] / turn[0] for turn in turns[1:])
+        for index in range(len(actions))
+    ]
+    return ratios, statistics.median(turn[0] for turn in turns[1:])
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    action()
+    return time.perf_counter() - started_s
+
+
+def write_speculation(report: dict[str, Any]) -> None:
+    """Print what ``measure_speculation`` found."""
+    write_lines([""])
+    write_grid(
+        "Steps of several tokens (relative to one, taken in turns)",
+        ("tokens", "ms", "cost", "experts"),
+        [
+            (
+                str(row["tokens"]),
+                format_rate(row["ms"]),
+                f"{row['cost']:.2f}",
+                f"{row['experts']:.2f}",
+            )
+            for row in report["steps"]
+        ],
+    )
+    write_lines([""])
+    write_grid(
+        f"Drafts ({report['new_tokens']} greedy tokens after {report['prompt_tokens']}, against "
+        "plain decoding in turns)",
+        ("draft", "accepted by position", "tokens per step", "break-even", "speed-up"),
+        [
+            (
+                str(row["draft"]),
+                " ".join(f"{share:.0%}" for share in row["acceptance"]) or "-",
+                f"{row['tokens_per_step']:.2f}",
+                f"{row['break_even_tokens_per_step']:.2f}",
+                f"{row['speed_up']:.2f}x" + ("" if row["is_possible"] else " (not possible here)"),
+            )
+            for row in report["drafts"]
+        ],
+    )

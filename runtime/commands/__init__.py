@@ -1,0 +1,1 @@
+"""The ``shoal`` command: its verbs, options and output."""

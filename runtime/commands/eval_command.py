@@ -1,0 +1,46 @@
+"""``shoal eval``: how good models are on texts and tasks, and how close to a reference."""
+
+from __future__ import annotations
+
+import argparse
+
+from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.commands.answer import machine_options
+from shoal.runtime.commands.report import write_grid, write_json, write_lines
+from shoal.runtime.evaluation.evaluate import evaluate
+from shoal.runtime.evaluation.page import evaluation_page
+from shoal.runtime.evaluation.progress import EvalProgress
+from shoal.runtime.evaluation.results import Evaluation
+from shoal.runtime.evaluation.table import grids, summary
+
+
+def eval_command(args: argparse.Namespace) -> int:
+    """Carry out ``shoal eval``."""
+    with EvalProgress() as progress:
+        result = evaluate(
+            args.models,
+            texts=args.text,
+            window=args.window,
+            tokens=args.tokens,
+            reference=args.reference,
+            save_reference=args.save_reference,
+            tasks=args.tasks,
+            generate=args.generate,
+            progress=progress,
+            **machine_options(args),
+        )
+    if args.html is not None:
+        with atomic_file(args.html, "the page") as file:
+            file.write(evaluation_page(result).encode())
+    if args.json:
+        write_json(result.to_json())
+    else:
+        _write_report(result)
+    return 0
+
+
+def _write_report(result: Evaluation) -> None:
+    write_lines([summary(result)])
+    for grid in grids(result):
+        write_lines([""])
+        write_grid(grid.title, grid.columns, grid.rows)

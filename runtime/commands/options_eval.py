@@ -1,0 +1,81 @@
+"""The options of ``shoal eval``; part of options.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shoal.runtime.commands.option_types import non_negative_int, positive_int
+
+DEFAULT_EVAL_WINDOW = 512  # also the evaluation's own; a test compares them
+
+
+def add_eval_options(verb: argparse.ArgumentParser) -> None:
+    """Everything but the options of the machine."""
+    verb.description = (
+        "Let models read the same texts and answer the same tasks: perplexity, bits per byte, "
+        "accuracy and, against a reference, KL divergence and agreement on tokens and experts, "
+        "with 95 % intervals. A model is a bundle or, with the export extra, a checkpoint folder, "
+        "which is read in float32. All are open at once; models that do not fit in memory together "
+        "are measured one by one against a stored reference."
+    )
+    verb.epilog = (
+        "examples:\n"
+        "  shoal eval checkpoints/tiny-v3 build/tiny\n"
+        "  shoal eval checkpoints/tiny-v3 --text book.txt --save-reference book.ref\n"
+        "  shoal eval build/tiny --text book.txt --reference book.ref --html report.html"
+    )
+    verb.add_argument(
+        "models", metavar="BUNDLE|CHECKPOINT", type=Path, nargs="+", help="models to evaluate"
+    )
+    verb.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help='UTF-8 text, or .jsonl with a "text" in each line, also as .xz or .gz; may be given '
+        "several times (default: a text that comes with shoal)",
+    )
+    verb.add_argument(
+        "--window",
+        type=positive_int,
+        default=DEFAULT_EVAL_WINDOW,
+        metavar="N",
+        help=f"tokens read at once, from an empty context (default: {DEFAULT_EVAL_WINDOW})",
+    )
+    verb.add_argument(
+        "--tokens", type=positive_int, metavar="N", help="take N tokens of text at most"
+    )
+    verb.add_argument(
+        "--reference",
+        metavar="PATH",
+        type=Path,
+        help="bundle, checkpoint or stored reference to compare with (default: the first of "
+        "several models)",
+    )
+    verb.add_argument(
+        "--save-reference",
+        metavar="FILE",
+        type=Path,
+        help="store what the reference predicts, to compare other models with it later",
+    )
+    verb.add_argument(
+        "--tasks",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help='multiple-choice items in HellaSwag\'s format: JSON lines with "ctx", "endings" and '
+        '"label"; may be given several times',
+    )
+    verb.add_argument(
+        "--generate",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="compare N greedy tokens after the beginnings of 8 windows (default: 0, none)",
+    )
+    verb.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write a page with tables and plots"
+    )

@@ -1,0 +1,99 @@
+"""The options of ``shoal export`` and of the Hugging Face Hub; part of options.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
+from shoal.runtime.commands.option_types import positive_int
+
+DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own; a test compares them
+
+
+def add_export_options(verb: argparse.ArgumentParser) -> None:
+    """Set what ``shoal export`` takes."""
+    verb.description = (
+        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files), or fetch one "
+        "from the Hugging Face Hub, and write a bundle: a folder that runs with nothing but "
+        "`pip install shoal`. Weights are streamed, so a model larger than memory can be "
+        "exported. The bundle appears only when it is complete and checked. Needs the export "
+        "extra: pip install 'shoal[export]'."
+    )
+    verb.epilog = (
+        "examples:\n"
+        "  shoal export checkpoints/tiny-v3 build/tiny --weights int8\n"
+        "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
+    )
+    verb.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder, .gguf file, or ORG/NAME on the hub",
+    )
+    add_bundle_options(verb)
+
+
+def add_bundle_options(verb: argparse.ArgumentParser) -> None:
+    """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
+    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
+    verb.add_argument(
+        "--weights",
+        choices=WEIGHT_CHOICES,
+        default=DEFAULT_RECIPE,
+        help="recipe to store weights by: "
+        + "; ".join(f"{recipe.name}, {recipe.meaning}" for recipe in RECIPES.values())
+        + f"; {FLOAT32}, for debugging (default: {DEFAULT_RECIPE})",
+    )
+    verb.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        metavar="N",
+        help="8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller is more exact "
+        "and takes more room (default: the recipe's)",
+    )
+    verb.add_argument("--force", action="store_true", help="replace an existing bundle")
+    verb.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an export that was stopped, from its last complete layer, and keep what is "
+        "written when this one is stopped",
+    )
+    verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the checkpoint and say what would be written and what it will need; "
+        "writes nothing",
+    )
+    verb.add_argument(
+        "--fidelity-text",
+        metavar="FILE",
+        type=Path,
+        help="text on which int8 is compared with float32 (default: a text that comes with shoal)",
+    )
+    verb.add_argument(
+        "--fidelity-tokens",
+        type=positive_int,
+        default=DEFAULT_FIDELITY_TOKENS,
+        metavar="N",
+        help=f"tokens of that text to use at most (default: {DEFAULT_FIDELITY_TOKENS})",
+    )
+    verb.add_argument(
+        "--no-fidelity",
+        action="store_true",
+        help="skip the comparison: faster, but nobody knows what int8 cost",
+    )
+    add_hub_options(verb)
+
+
+def add_hub_options(verb: argparse.ArgumentParser) -> None:
+    """Add what fetching a checkpoint from the hub takes."""
+    group = verb.add_argument_group("Hugging Face Hub")
+    group.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
+    )
+    group.add_argument(
+        "--token",
+        metavar="TEXT",
+        help="of an account, for models that are not public (default: HF_TOKEN or a login)",
+    )

@@ -1,0 +1,176 @@
+"""``shoal run``: answer one prompt, or hand over to the interactive chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shoal.graphs.errors import InputError
+from shoal.runtime.commands.answer import (
+    Answer,
+    answer_report,
+    machine_options,
+    sampling_options,
+    stream_answer,
+    write_speed,
+)
+from shoal.runtime.commands.inspect import bundle_cache_token_bytes
+from shoal.runtime.commands.interactive import Dialogue, run_dialogue
+from shoal.runtime.commands.report import format_bytes, progress_line, write_json
+from shoal.runtime.commands.saved_dialogue import open_dialogue
+from shoal.runtime.commands.verbose import write_memory, write_opened
+from shoal.runtime.generate import Generation
+from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.service.line_requests import LineRequests
+from shoal.runtime.service.loop import run_loop
+
+Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
+"""Generates one answer and hands its pieces to the function it is given."""
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Carry out ``shoal run``."""
+    loops = args.loop or args.listen is not None
+    if loops and args.prompt is not None:
+        raise InputError("run --loop: expected prompts line by line, found --prompt; leave it out")
+    interactive = args.prompt is None and sys.stdin.isatty() and not loops
+    if interactive and args.json:
+        raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
+    prompt = None if interactive or loops else read_prompt(args.prompt)
+    started_s = time.perf_counter()
+    model = open_bundle(args.bundle, **machine_options(args))
+    load_s = time.perf_counter() - started_s
+    if args.verbose:
+        write_opened(model, load_s)
+    chat = wants_chat(args, model)
+    dialogue = _open_dialogue(args, model, chat)
+    if loops:
+        return run_loop(_line_requests(args, model, chat, dialogue), args.listen)
+    if prompt is None:
+        return run_dialogue(dialogue)
+    if args.session is not None:
+        return _answer_once(args, model, prompt, lambda w: dialogue.answer(prompt, w), load_s)
+    ids = model.chat_ids(first_messages(prompt, args.system)) if chat else model.encode(prompt)
+    options = sampling_options(args)
+    return _answer_once(
+        args, model, prompt, lambda write: stream_answer(model, ids, options, write), load_s
+    )
+
+
+def _line_requests(
+    args: argparse.Namespace, model: Model, chat: bool, dialogue: Dialogue
+) -> LineRequests:
+    return LineRequests(
+        model,
+        sampling_options(args),
+        chat=chat,
+        system=args.system,
+        as_json=args.json,
+        dialogue=None if args.session is None else dialogue,
+    )
+
+
+def _open_dialogue(args: argparse.Namespace, model: Model, chat: bool) -> Dialogue:
+    options = sampling_options(args)
+    if args.session is None:
+        return Dialogue(model, options, chat=chat, system=args.system)
+    return open_dialogue(model, options, args.session, chat=chat, system=args.system)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt from the command line or, without one, all of stdin less its last line break.
+
+    Raises:
+        InputError: the prompt is empty or is not UTF-8 text.
+    """
+    try:
+        text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+        text.encode()
+    except UnicodeError as error:
+        where = "stdin" if prompt is None else "--prompt"
+        raise InputError(f"{where}: expected UTF-8 text, found other bytes; convert it") from error
+    if not text:
+        where = "stdin" if prompt is None else "--prompt"
+        raise InputError(f"{where}: expected a prompt, found nothing; give --prompt TEXT")
+    return text
+
+
+def wants_chat(args: argparse.Namespace, model: Model) -> bool:
+    """True when prompts go through the chat template.
+
+    Raises:
+        InputError: a chat option was given but prompts are plain text.
+    """
+    has_template = model.has_chat_template
+    if args.form == "chat" and not has_template:
+        raise InputError(
+            f"{args.bundle}: --chat needs a chat template, this bundle of a base model has none; "
+            "leave --chat out to continue text"
+        )
+    chat = has_template if args.form is None else args.form == "chat"
+    if args.system is not None and not chat:
+        raise InputError(
+            f"{args.bundle}: --system needs a chat, but the prompt is continued as plain text; "
+            "put the instructions into the prompt"
+        )
+    return chat
+
+
+def first_messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    """The messages a chat starts with."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return [*messages, {"role": "user", "content": prompt}]
+
+
+def _answer_once(
+    args: argparse.Namespace, model: Model, prompt: str, answer_with: Answering, load_s: float
+) -> int:
+    if not args.json and not args.verbose:
+        progress_line(
+            f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels, "
+            f"{model.cache_type} cache of {format_bytes(token_bytes(model))} per token]"
+        )
+    write = _ignore if args.json else _write_piece
+    answer, generation = answer_with(write)
+    if args.json and not answer.interrupted:
+        write_json(
+            _machine_report(args, model, load_s)
+            | {"prompt": prompt}
+            | answer_report(answer, generation)
+        )
+    if not args.json:
+        _write_piece("\n")
+        write_speed(answer, generation)
+    if args.verbose:
+        write_memory()
+    if answer.interrupted:
+        raise KeyboardInterrupt
+    return 0
+
+
+def _machine_report(args: argparse.Namespace, model: Model, load_s: float) -> dict[str, Any]:
+    return {
+        "bundle": str(args.bundle),
+        "kernels": model.kernels,
+        "threads": model.threads,
+        "cache": model.cache_type,
+        "cache_token_bytes": token_bytes(model),
+        "load_ms": load_s * 1000,
+    }
+
+
+def token_bytes(model: Model) -> int:
+    """Latent cache of one token."""
+    return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
+
+
+def _write_piece(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _ignore(piece: str) -> None:
+    """With --json nothing but the report goes to stdout."""

@@ -1,0 +1,1 @@
+"""What this machine is and has: processor, cores, memory, and what of it a bundle needs."""

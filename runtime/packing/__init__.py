@@ -1,0 +1,1 @@
+"""A bundle as one file, with the wheels a device needs, and back."""

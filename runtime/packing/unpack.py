@@ -1,0 +1,211 @@
+"""Taking a pack apart: every byte is checked, and a stopped unpacking goes on where it was.
+
+Files are written to a hidden folder beside the target, which takes the target's name when all of
+them are complete. A file that is not complete yet ends in ``.part``; the next attempt compares it
+with the pack and goes on where the two differ, whatever a loss of power left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from shoal.graphs.contract import MANIFEST_FILE
+from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.runtime.bundle import Bundle
+from shoal.runtime.machine.requirements import check_machine
+from shoal.runtime.packing.pack import BLOCK_BYTES, PackProgress, check_space
+from shoal.runtime.packing.pack_format import (
+    BUNDLE_FOLDER,
+    COPY_AGAIN,
+    Index,
+    Part,
+    check_headers,
+    read_index,
+)
+
+
+def unpack(pack: Path, target: Path, progress: PackProgress | None = None) -> Bundle:
+    """Make a bundle folder of a pack.
+
+    Args:
+        pack: the file, as ``shoal pack`` wrote it. Wheels in it are checked, not unpacked.
+        target: the folder to make; it appears when the bundle is complete and checked.
+        progress: called about every 4 MB.
+
+    Raises:
+        InputError: the target exists, or a path leads nowhere.
+        BundleError: the pack is damaged; the message names the part.
+        RuntimeFailure: the disk is full or refuses, or another process unpacks the same.
+    """
+    check_machine()
+    if os.path.lexists(target):
+        raise InputError(f"{target}: exists already; remove it or choose another name")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent}: no such folder; make it or choose another place")
+    with _open_pack(pack) as file:
+        index = read_index(file, pack, os.fstat(file.fileno()).st_size)
+        check_headers(file, index, pack)
+        staging = target.parent / f".{target.name[:100]}.{index.pack_id[:16]}.unpacking"
+        try:
+            with _locked_folder(staging):
+                _Unpacking(pack, file, index, staging, progress).run()
+                _check_bundle(pack, index, staging)
+                os.rename(staging, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise RuntimeFailure(
+                f"{target}: could not be unpacked ({error.strerror or error}); free disk space or "
+                "choose another place, then run the command again to go on"
+            ) from error
+    return Bundle.open(target)
+
+
+class _Unpacking:
+    """One attempt."""
+
+    def __init__(
+        self,
+        pack: Path,
+        file: IO[bytes],
+        index: Index,
+        staging: Path,
+        progress: PackProgress | None,
+    ) -> None:
+        self._pack = pack
+        self._file = file
+        self._index = index
+        self._staging = staging
+        self._progress = progress
+        self._done_bytes = 0
+        self._total_bytes = sum(part.size for part in index.parts)
+
+    def run(self) -> None:
+        """Write what is not there yet, and read what is not to be written."""
+        missing = [part for part in self._index.of(BUNDLE_FOLDER) if not self._is_there(part)]
+        written = sum(max(0, self._size_of(f"{part.file_name}.part")) for part in missing)
+        check_space(self._staging, max(0, sum(part.size for part in missing) - written))
+        for part in self._index.parts:
+            if part.folder != BUNDLE_FOLDER:
+                self._copy(part, None)
+            elif part in missing:
+                self._write(part)
+            else:
+                self._report(part.size, part)
+        _sync_folder(self._staging)
+
+    def _is_there(self, part: Part) -> bool:
+        return self._size_of(part.file_name) == part.size
+
+    def _size_of(self, name: str) -> int:
+        try:
+            found = os.lstat(self._staging / name)
+        except FileNotFoundError:
+            return -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+    def _write(self, part: Part) -> None:
+        unfinished = self._staging / f"{part.file_name}.part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(unfinished, flags, 0o644), "r+b") as target:
+            try:
+                self._copy(part, target)
+            except BundleError:
+                target.truncate(0)  # nothing of it is to be believed
+                raise
+            target.truncate(part.size)
+            target.flush()
+            os.fsync(target.fileno())
+        os.rename(unfinished, self._staging / part.file_name)
+
+    def _copy(self, part: Part, target: IO[bytes] | None) -> None:
+        """Read a part, check it, and write what the target does not have already."""
+        digest, left, goes_on = hashlib.sha256(), part.size, target is not None
+        self._file.seek(self._index.offsets()[part.name])
+        while left:
+            block = self._file.read(min(BLOCK_BYTES, left))
+            if not block:
+                break
+            digest.update(block)
+            if target is not None:
+                place = target.tell()
+                if goes_on and target.read(len(block)) != block:
+                    goes_on = False
+                    target.seek(place)
+                    target.truncate()
+                if not goes_on:
+                    target.write(block)
+            left -= len(block)
+            self._report(len(block), part)
+        if digest.hexdigest() != part.sha256:
+            raise BundleError(f"{self._pack}: {part.name}: sha256 does not match; {COPY_AGAIN}")
+
+    def _report(self, count: int, part: Part) -> None:
+        self._done_bytes += count
+        if self._progress is not None:
+            self._progress(self._done_bytes, self._total_bytes, part.name)
+
+
+@contextmanager
+def _open_pack(pack: Path) -> Iterator[IO[bytes]]:
+    try:
+        if not stat.S_ISREG(pack.stat().st_mode):
+            raise InputError(f"{pack}: expected a file that `shoal pack` made; check the path")
+        file = pack.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"{pack}: cannot be read ({error.strerror or error}); check the path"
+        ) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """A folder that exists and is this process's own for now."""
+    folder.mkdir(mode=0o755, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeFailure(
+                f"{folder}: another process unpacks the same pack; wait for it or stop it"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_bundle(pack: Path, index: Index, staging: Path) -> None:
+    """What was unpacked is a bundle, the whole of it and nothing else.
+
+    Raises:
+        BundleError: it is not; nothing is kept of it then, for another attempt would end here too.
+    """
+    sums = {part.file_name: part.sha256 for part in index.of(BUNDLE_FOLDER)}
+    del sums[MANIFEST_FILE]
+    try:
+        manifest = Bundle.open(staging).manifest
+        reason = "its files are not those of its manifest"
+        is_whole = {name: info.sha256 for name, info in manifest.files.items()} == sums
+    except BundleError as error:
+        is_whole, reason = False, str(error)
+    if not is_whole:
+        shutil.rmtree(staging)
+        raise BundleError(f"{pack}: holds no usable bundle ({reason}); pack it again")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""``shoal run --loop``: lines in, answers out."""
