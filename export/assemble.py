@@ -1,8 +1,9 @@
 """Build the graphs of a bundle: trace each kind of module once, stack, quantize, place.
 
 decoder.onnx = entry + layers + norm      head.onnx = head      mtp.onnx = fusion + layer + norm
+batch.onnx = decoder.onnx with caches of several contexts
 
-decoder and mtp are written once for each type of the latent cache.
+All but head are written once for each type of the latent cache.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
 from shoal.graphs.passes.change_cache import change_cache
 from shoal.graphs.passes.quantize_weights import quantize_weights
+from shoal.graphs.passes.split_contexts import split_contexts
 from shoal.graphs.passes.weights import WeightPlan, place_weights
 from shoal.graphs.recipes import Recipe, WeightFormat
 
@@ -41,7 +43,7 @@ class Graphs:
     """The graphs of a bundle and the place of every weight they share.
 
     Attributes:
-        models: ONNX models by role (decoder, head, mtp).
+        models: ONNX models by role (decoder, batch, head, mtp).
         plan: where each tensor goes in weights.bin, in writing order.
         formats: of the weights that are not float32, by parameter name.
     """
@@ -74,11 +76,15 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         for cache_type in CACHE_TYPES if role != "head" else CACHE_TYPES[:1]:
             if cache_type == "int8" and cache_block_size(config.kv_lora_rank) is None:
                 continue
-            models[graph_role(role, cache_type)] = _with_cache(model, cache_type, config)
+            changed = _with_cache(model, cache_type, config)
+            models[graph_role(role, cache_type)] = _finish(changed)
+            if role == "decoder":
+                split_contexts(changed, contract.BATCH_SLOTS)
+                models[graph_role("batch", cache_type)] = _finish(changed)
     return Graphs(models=models, plan=plan, formats=formats)
 
 
-def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> onnx.ModelProto:
+def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> ir.Model:
     """A finished graph with caches of a type; ``model`` itself, with float32 ones, is kept."""
     changed = model.clone()
     if cache_type != "float32":
@@ -88,12 +94,11 @@ def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> 
             kv_lora_rank=config.kv_lora_rank,
             qk_rope_head_dim=config.qk_rope_head_dim,
         )
-    _add_functions(changed)
-    return ir.to_proto(changed)
+    return changed
 
 
-def _add_functions(model: ir.Model) -> None:
-    """Give the model the bodies of the shoal ops it uses, so that any onnxruntime can run it."""
+def _finish(model: ir.Model) -> onnx.ModelProto:
+    """Add the bodies of the shoal ops that are used, so that any onnxruntime can run the model."""
     nodes = [
         (node.op_type, {key: attribute.value for key, attribute in node.attributes.items()})
         for node in model.graph
@@ -102,6 +107,7 @@ def _add_functions(model: ir.Model) -> None:
     for proto in function_protos(nodes):
         body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
+    return ir.to_proto(model)
 
 
 def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:

@@ -12,6 +12,7 @@ from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.graphs.recipes import FLOAT32
+from shoal.runtime.batch import BatchStep
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -208,6 +209,19 @@ class Model:
         """
         return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
+    def decode_batch(self, contexts: Sequence[Context], tokens: TokenIds) -> FloatArray:
+        """Read ``tokens[i]`` into ``contexts[i]``, in one step (runtime/batch.py).
+
+        Returns:
+            Logits after each token, float32 [B,W], as ``Context.decode`` gives them one by one.
+
+        Raises:
+            InputError: tokens or contexts that cannot be read together; no context has moved then,
+                nor after any other error.
+            BundleError: the bundle is of an older shoal and has no graph for it.
+        """
+        return self._batch_step.run(contexts, tokens)
+
     def generate(
         self,
         ids: TokenIds,
@@ -338,6 +352,10 @@ class Model:
             special = (self._tokenizer.special_token_id(text) for text in stop)
             ids.update(token for token in special if token is not None)
         return frozenset(ids)
+
+    @functools.cached_property
+    def _batch_step(self) -> BatchStep:
+        return BatchStep(self.bundle, self._layout, self._settings, self._head)
 
     @functools.cached_property
     def _mtp(self) -> GraphSession:
