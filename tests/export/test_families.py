@@ -30,6 +30,7 @@ from shoal.export.config import ModelConfig
 from shoal.export.families.family import families
 from shoal.export.fidelity import fidelity_windows
 from shoal.export.pipeline import export_bundle
+from shoal.export.templates import trace_templates
 from shoal.runtime import open_bundle
 
 NUM_TOKENS = 48  # beyond the original context of the small models that stretch theirs
@@ -55,7 +56,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": case.model_type}))
     character_tokenizer().save(str(checkpoint / "tokenizer.json"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "_Templates", functools.cache(assemble._Templates))  # traced once
+        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))  # traced once
         for weights in ("fp32", "int8"):
             export_bundle(
                 checkpoint, folder / weights, weights=weights, block_size=32, fidelity_tokens=192
