@@ -16,10 +16,12 @@ import numpy as np
 from shoal.graphs.cache_types import graph_role
 from shoal.graphs.contract import BATCH_SLOTS, SLOT_ROWS_INPUT
 from shoal.graphs.errors import BundleError, InputError
+from shoal.graphs.footprint import loaded_weight_bytes
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context
 from shoal.runtime.graph_check import check_batch
 from shoal.runtime.latent_cache import CacheLayout, LatentCache
+from shoal.runtime.machine.fit import check_later_graph
 from shoal.runtime.session import GraphSession, SessionSettings
 from shoal.runtime.step import FloatArray
 from shoal.runtime.token_ids import TokenIds, check_tokens
@@ -33,6 +35,7 @@ class BatchStep:
         layout: of the contexts' caches; other models have other objects.
         settings: threads and kernels.
         head: the graph that turns hidden states into logits.
+        max_memory: bytes this process may take for itself, None for what there is.
 
     Raises:
         BundleError: the bundle has no such graph, or another one.
@@ -40,7 +43,12 @@ class BatchStep:
     """
 
     def __init__(
-        self, bundle: Bundle, layout: CacheLayout, settings: SessionSettings, head: GraphSession
+        self,
+        bundle: Bundle,
+        layout: CacheLayout,
+        settings: SessionSettings,
+        head: GraphSession,
+        max_memory: int | None,
     ) -> None:
         role = graph_role("batch", layout.type)
         if role not in bundle.manifest.graphs:
@@ -49,6 +57,14 @@ class BatchStep:
                 "shoal; re-export it, or decode one context at a time"
             )
         self._info = bundle.manifest.model
+        portable = settings.library is None
+        check_later_graph(
+            str(bundle.graph_path(role)),
+            2 * self._info.num_hidden_layers,  # measured: slots take less than the layer again
+            loaded_weight_bytes(bundle.manifest.tensors) if portable else 0,
+            max_memory,
+            "decode one context at a time",
+        )
         self._graph = GraphSession(bundle.graph_path(role), settings)
         check_batch(self._info, self._graph, layout.type)
         self._head = head

@@ -324,11 +324,8 @@ class Context:
 
     def common_prefix(self, tokens: list[int]) -> int:
         """Number of tokens at the start of ``tokens`` that the context holds already."""
-        pairs = zip(self._tokens, tokens, strict=False)
-        return next(
-            (index for index, (held, new) in enumerate(pairs) if held != new),
-            min(len(self._tokens), len(tokens)),
-        )
+        shorter = min(len(self._tokens), len(tokens))
+        return next((i for i in range(shorter) if self._tokens[i] != tokens[i]), shorter)
 
     def _drop_peeked(self) -> None:
         self._ahead = [], self._ahead[1][:0]
