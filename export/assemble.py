@@ -1,26 +1,23 @@
 """Build the graphs of a bundle: trace each kind of module once, stack, quantize, place.
 
-decoder.onnx = entry + layers + norm      head.onnx = head      mtp.onnx = mtp entry + layer + norm
+decoder.onnx = entry + layers + norm      head.onnx = head      mtp.onnx = fusion + layer + norm
+batch.onnx = decoder.onnx with caches of several contexts
 
-decoder and mtp are written once for each type of the latent cache.
+All but head are written once for each type of the latent cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
 
 import onnx
 import onnx_ir as ir
 
 from shoal.export.config import ModelConfig
-from shoal.export.model.layers import Embedding, Linear, RMSNorm
-from shoal.export.model.mtp import MtpModule
-from shoal.export.model.rope import RotaryEmbedding
-from shoal.export.model.transformer import DecoderLayer
 from shoal.export.stack import GraphAssembly
-from shoal.export.trace import Template, trace
+from shoal.export.templates import trace_templates
+from shoal.export.trace import Template
 from shoal.graphs import contract
 from shoal.graphs.cache_types import (
     CACHE_TYPES,
@@ -34,6 +31,7 @@ from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
 from shoal.graphs.passes.change_cache import change_cache
 from shoal.graphs.passes.quantize_weights import quantize_weights
+from shoal.graphs.passes.split_contexts import split_contexts
 from shoal.graphs.passes.weights import WeightPlan, place_weights
 from shoal.graphs.recipes import Recipe, WeightFormat
 
@@ -45,7 +43,7 @@ class Graphs:
     """The graphs of a bundle and the place of every weight they share.
 
     Attributes:
-        models: ONNX models by role (decoder, head, mtp).
+        models: ONNX models by role (decoder, batch, head, mtp).
         plan: where each tensor goes in weights.bin, in writing order.
         formats: of the weights that are not float32, by parameter name.
     """
@@ -63,7 +61,7 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         num_mtp_layers: 1 to build mtp.onnx, else 0.
         recipe: how to store weights, or None to keep them all float32.
     """
-    templates = _Templates(config)
+    templates = trace_templates(config, with_mtp=num_mtp_layers > 0)
     assemblies = {"decoder": _decoder(config, templates), "head": _head(config, templates)}
     if num_mtp_layers:
         assemblies["mtp"] = _mtp(config, templates)
@@ -78,11 +76,15 @@ def build_graphs(config: ModelConfig, *, num_mtp_layers: int, recipe: Recipe | N
         for cache_type in CACHE_TYPES if role != "head" else CACHE_TYPES[:1]:
             if cache_type == "int8" and cache_block_size(config.kv_lora_rank) is None:
                 continue
-            models[graph_role(role, cache_type)] = _with_cache(model, cache_type, config)
+            changed = _with_cache(model, cache_type, config)
+            models[graph_role(role, cache_type)] = _finish(changed)
+            if role == "decoder":
+                split_contexts(changed, contract.BATCH_SLOTS)
+                models[graph_role("batch", cache_type)] = _finish(changed)
     return Graphs(models=models, plan=plan, formats=formats)
 
 
-def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> onnx.ModelProto:
+def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> ir.Model:
     """A finished graph with caches of a type; ``model`` itself, with float32 ones, is kept."""
     changed = model.clone()
     if cache_type != "float32":
@@ -92,12 +94,11 @@ def _with_cache(model: ir.Model, cache_type: CacheType, config: ModelConfig) -> 
             kv_lora_rank=config.kv_lora_rank,
             qk_rope_head_dim=config.qk_rope_head_dim,
         )
-    _add_functions(changed)
-    return ir.to_proto(changed)
+    return changed
 
 
-def _add_functions(model: ir.Model) -> None:
-    """Give the model the bodies of the shoal ops it uses, so that any onnxruntime can run it."""
+def _finish(model: ir.Model) -> onnx.ModelProto:
+    """Add the bodies of the shoal ops that are used, so that any onnxruntime can run the model."""
     nodes = [
         (node.op_type, {key: attribute.value for key, attribute in node.attributes.items()})
         for node in model.graph
@@ -106,127 +107,58 @@ def _add_functions(model: ir.Model) -> None:
     for proto in function_protos(nodes):
         body = ir.serde.deserialize_function(proto)
         model.functions[body.identifier()] = body
+    return ir.to_proto(model)
 
 
-class _Templates:
-    """The traced modules of one model; each is traced when first asked for."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
-        self.layer = cache(self._layer)
-
-    @cached_property
-    def rope(self) -> Template:
-        return trace(
-            lambda: RotaryEmbedding(self._config),
-            {"position_ids": (1, "T")},
-            ("cos", "sin"),
-            integer_inputs=("position_ids",),
-            fake=False,
-        )
-
-    @cached_property
-    def embedding(self) -> Template:
-        c = self._config
-        return trace(
-            lambda: Embedding(c.vocab_size, c.hidden_size),
-            {"input_ids": (1, "T")},
-            ("hidden",),
-            integer_inputs=("input_ids",),
-        )
-
-    @cached_property
-    def norm(self) -> Template:
-        c = self._config
-        return trace(
-            lambda: RMSNorm(c.hidden_size, c.rms_norm_eps),
-            {"x": (1, "T", c.hidden_size)},
-            ("y",),
-        )
-
-    @cached_property
-    def head(self) -> Template:
-        c = self._config
-        return trace(
-            lambda: Linear(c.hidden_size, c.vocab_size),
-            {"x": (1, "T", c.hidden_size)},
-            ("logits",),
-        )
-
-    @cached_property
-    def mtp(self) -> Template:
-        c = self._config
-        hidden = (1, "T", c.hidden_size)
-        inputs = {"embedded": hidden, "hidden": hidden, **self._context_inputs()}
-        return trace(lambda: MtpModule(c), inputs, _layer_outputs(c.is_moe))
-
-    def _layer(self, is_moe: bool) -> Template:
-        c = self._config
-        hidden: tuple[int | str, ...] = (1, "T", c.hidden_size)
-        inputs = {"hidden": hidden, **self._context_inputs()}
-        outputs = _layer_outputs(is_moe)
-        if c.has_late_experts:
-            inputs |= {} if is_moe else {"late": hidden}
-            outputs += ("late_out",) if is_moe else ()
-        return trace(lambda: DecoderLayer(c, is_moe=is_moe), inputs, outputs)
-
-    def _context_inputs(self) -> dict[str, tuple[int | str, ...]]:
-        half = self._config.qk_rope_head_dim // 2
-        return {
-            "cos": (1, "T", half),
-            "sin": (1, "T", half),
-            "cache": (1, "S", self._config.cache_row_size),
-        }
-
-
-def _layer_outputs(is_moe: bool) -> tuple[str, ...]:
-    return ("hidden_out", "cache_out", *(("expert_ids", "expert_weights") if is_moe else ()))
-
-
-def _decoder(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
     graph = GraphAssembly("decoder")
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     caches = [_cache_input(graph, config, i) for i in range(config.num_hidden_layers)]
-    (hidden,) = graph.stamp(templates.embedding, [input_ids], "embed/", "embed_tokens.")
-    cos, sin = graph.stamp(templates.rope, [position_ids], "rope/", "")
+    (hidden,) = graph.stamp(templates["embedding"], [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
     routing = {}
     late: list[ir.Value] = []
     for i, cache_value in enumerate(caches):
-        template = templates.layer(config.is_moe_layer(i))
-        hidden, caches[i], *chosen = graph.stamp(
-            template, [hidden, cos, sin, cache_value, *late], f"layers.{i}/", f"layers.{i}."
+        prefixes = f"layers.{i}/", f"layers.{i}."
+        hidden, caches[i] = graph.stamp(
+            templates["attention"], [hidden, cos, sin, cache_value], *prefixes
         )
+        network = templates["experts" if config.is_moe_layer(i) else "dense"]
+        hidden, *chosen = graph.stamp(network, [hidden, *late], *prefixes)
         late = chosen[2:]
         if chosen:
             routing[i] = chosen[:2]
-    (hidden,) = graph.stamp(templates.norm, [hidden], "norm/", "norm.")
+    (hidden,) = graph.stamp(templates["norm"], [hidden], "norm/", "norm.")
     graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
     for i, cache_value in enumerate(caches):
         _context_outputs(graph, config, i, cache_value, routing.get(i, []))
     return graph
 
 
-def _head(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+def _head(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
     graph = GraphAssembly("head")
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
     weight = "embed_tokens." if config.tie_word_embeddings else "lm_head."
-    (logits,) = graph.stamp(templates.head, [hidden], "head/", weight)
+    (logits,) = graph.stamp(templates["head"], [hidden], "head/", weight)
     graph.output("logits", logits, _FLOAT, [1, "T", config.vocab_size])
     return graph
 
 
-def _mtp(config: ModelConfig, templates: _Templates) -> GraphAssembly:
+def _mtp(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
     graph = GraphAssembly("mtp")
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
     cache_value = _cache_input(graph, config, 0)
-    (embedded,) = graph.stamp(templates.embedding, [input_ids], "embed/", "embed_tokens.")
-    cos, sin = graph.stamp(templates.rope, [position_ids], "rope/", "")
-    x, cache_value, *chosen = graph.stamp(
-        templates.mtp, [embedded, hidden, cos, sin, cache_value], "mtp.0/", "mtp.0."
-    )
+    (embedded,) = graph.stamp(templates["embedding"], [input_ids], "embed/", "embed_tokens.")
+    cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
+    (x,) = graph.stamp(templates["fusion"], [embedded, hidden], "mtp.0/", "mtp.0.")
+    prefixes = "mtp.0/", "mtp.0.layer."
+    x, cache_value = graph.stamp(templates["attention"], [x, cos, sin, cache_value], *prefixes)
+    network = templates["experts" if config.is_moe else "dense"]
+    x, *chosen = graph.stamp(network, [x], *prefixes)
+    (x,) = graph.stamp(templates["norm"], [x], "mtp.0/", "mtp.0.norm.")
     graph.output("hidden_out", x, _FLOAT, [1, "T", config.hidden_size])
     _context_outputs(graph, config, 0, cache_value, chosen)
     return graph

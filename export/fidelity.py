@@ -25,6 +25,8 @@ from torch import Tensor
 from shoal.graphs.errors import CheckpointError, ExportError
 from shoal.graphs.fidelity import shipped_text
 
+_LOGITS_AT_A_TIME = 1 << 19  # 4 MiB as float64
+
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""
 
@@ -111,8 +113,9 @@ def read_tokenizer(content: bytes, where: Path) -> Tokenizer:
 class HeadComparison:
     """Next-token distributions of both models, built up a range of the vocabulary at a time.
 
-    The logits of a text for a whole vocabulary would take gigabytes. For each position only sums
-    over the tokens seen so far are kept, relative to the largest logit so far.
+    The logits of a text for a whole vocabulary would take gigabytes. They are made for some
+    positions at a time, and for each position only sums over the tokens seen so far are kept,
+    relative to the largest logit so far.
     """
 
     def __init__(self, ids_BT: Tensor, reference_ND: Tensor, served_ND: Tensor) -> None:
@@ -132,11 +135,14 @@ class HeadComparison:
     def add(self, start: int, rows: Tensor, served_rows: Tensor) -> None:
         """Take the head's rows [..,D] from token ``start`` on, as float32 and as served."""
         reference, served = self._sides
-        a, b = reference.logits(rows), served.logits(served_rows)
-        shrink = reference.add(start, a, self._next_ids)
-        served.add(start, b, self._next_ids)
-        shares = (a - reference.largest[:, None]).exp()
-        self._gap = self._gap * shrink + (shares * (a - b)).sum(-1)
+        step = max(1, _LOGITS_AT_A_TIME // len(rows))
+        for first in range(0, len(self._next_ids), step):
+            part = slice(first, first + step)
+            a, b = reference.logits(part, rows), served.logits(part, served_rows)
+            shrink = reference.add(part, start, a, self._next_ids[part])
+            served.add(part, start, b, self._next_ids[part])
+            shares = (a - reference.largest[part, None]).exp()
+            self._gap[part] = self._gap[part] * shrink + (shares * (a - b)).sum(-1)
 
     def finish(self, text: str, expert_ids: Sequence[Tensor]) -> Fidelity:
         """Sum up what both models make of the text.
@@ -189,21 +195,24 @@ class _HeadSide:
         """Logarithm of the sum of exp(logit)."""
         return self.largest + self.total.log()
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """Of the tokens whose head rows these are."""
-        return (self._input_ND @ rows.T).double()
+    def logits(self, part: slice, rows: Tensor) -> Tensor:
+        """Of some positions, for the tokens whose head rows these are."""
+        return (self._input_ND[part] @ rows.T).double()
 
-    def add(self, start: int, logits: Tensor, next_ids: Tensor) -> Tensor:
-        """Take the logits from token ``start`` on; returns the factor of sums made before."""
+    def add(self, part: slice, start: int, logits: Tensor, next_ids: Tensor) -> Tensor:
+        """Take the logits of some positions from token ``start`` on.
+
+        Returns the factor of sums made before.
+        """
         largest, best = logits.max(-1)
-        is_new = largest > self.largest
-        self.best = torch.where(is_new, best + start, self.best)
-        largest = torch.maximum(largest, self.largest)
-        shrink = (self.largest - largest).exp()
-        self.total = self.total * shrink + (logits - largest[:, None]).exp().sum(-1)
-        self.largest = largest
+        is_new = largest > self.largest[part]
+        self.best[part] = torch.where(is_new, best + start, self.best[part])
+        largest = torch.maximum(largest, self.largest[part])
+        shrink = (self.largest[part] - largest).exp()
+        self.total[part] = self.total[part] * shrink + (logits - largest[:, None]).exp().sum(-1)
+        self.largest[part] = largest
         here = (next_ids >= start) & (next_ids < start + logits.shape[1])
-        self.target[here] = logits[here, next_ids[here] - start]
+        self.target[part][here] = logits[here, next_ids[here] - start]
         return shrink
 
 

@@ -15,6 +15,9 @@ Graph inputs and outputs (float32 unless said otherwise):
     decoder.onnx  input_ids int64 [B,T], position_ids int64 [B,T], cache.{l} [B,S,C+R]
                   -> hidden [B,T,D] (after the final norm), cache_out.{l} [B,S,C+R] and, for each
                      MoE layer, expert_ids.{l} int64 [B,T,K], expert_weights.{l} [B,T,K]
+    batch.onnx    as decoder.onnx, for T tokens of several contexts: slot_rows int64 [8] says which
+                  slots they are in, in order (1, or 0 for an unused slot); slot i has caches of
+                  its own, cache.{l}.{i} and cache_out.{l}.{i}
     head.onnx     hidden [B,T,D] -> logits [B,T,W]
     mtp.onnx      input_ids int64 [B,T], position_ids int64 [B,T], hidden [B,T,D], cache.0 [B,S,C+R]
                   -> hidden_out [B,T,D], cache_out.0 [B,S,C+R], expert_ids.0, expert_weights.0
@@ -23,10 +26,11 @@ A cache input is the prefix of a buffer with room to grow: rows 0..S-T-1 hold ea
 graph writes rows S-T..S-1. Bind one buffer as ``cache.{l}`` and ``cache_out.{l}``: it is updated in
 place. Each row is the normalised latent (C values) followed by the rotated rope key (R values).
 
-decoder.float16.onnx and mtp.float16.onnx are the same graphs with float16 caches. In
-decoder.int8.onnx and mtp.int8.onnx ``cache.{l}`` is uint8 [B,S,C], the latent in blocks, and
-``cache_scales.{l}`` float32 [B,S,C/block] and ``cache_rope.{l}`` float16 [B,S,R] stand beside it,
-with outputs ``cache_scales_out.{l}`` and ``cache_rope_out.{l}`` (graphs/cache_types.py).
+decoder.float16.onnx, batch.float16.onnx and mtp.float16.onnx are the same graphs with float16
+caches. In decoder.int8.onnx, batch.int8.onnx and mtp.int8.onnx ``cache.{l}`` is uint8 [B,S,C], the
+latent in blocks, and ``cache_scales.{l}`` float32 [B,S,C/block] and ``cache_rope.{l}`` float16
+[B,S,R] stand beside it, with outputs ``cache_scales_out.{l}`` and ``cache_rope_out.{l}``
+(graphs/cache_types.py).
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ GRAPH_FILES = {
     role: f"{role}.onnx"
     for role in (
         *(graph_role("decoder", cache_type) for cache_type in CACHE_TYPES),
+        *(graph_role("batch", cache_type) for cache_type in CACHE_TYPES),
         "head",
         *(graph_role("mtp", cache_type) for cache_type in CACHE_TYPES),
     )
@@ -54,6 +59,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+BATCH_SLOTS = 8
+"""Contexts that one step of batch.onnx reads at most: as many rows as a short step may have."""
+
+SLOT_ROWS_INPUT = "slot_rows"
 
 WEIGHT_ALIGNMENT_BYTES = 4096
 """Every tensor in weights.bin starts at a multiple of this: a page on every supported machine."""
@@ -67,3 +77,8 @@ def expert_ids_output(layer: int) -> str:
 def expert_weights_output(layer: int) -> str:
     """Name of the graph output with the routed expert weights of ``layer``."""
     return f"expert_weights.{layer}"
+
+
+def in_slot(name: str, slot: int) -> str:
+    """Name of a cache of the decoder graph in one slot of a batch graph."""
+    return f"{name}.{slot}"

@@ -33,12 +33,17 @@ def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
 
     Repacking keeps the bytes of a weight and stores a sum beside each int8 scale. Not repacked are
     the embedding, of which a token touches one row, the weights inside attention and float32
-    experts. MTP modules are not loaded until drafting.
+    experts. MTP modules are not loaded until drafting (``mtp_weight_bytes``).
 
     Args:
         tensors: the tensors of weights.bin.
     """
     return sum(_copied_bytes(name, info) for name, info in _loaded(tensors))
+
+
+def mtp_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
+    """The same for an MTP module, which uses the embedding and the head of the model."""
+    return sum(_copied_bytes(n, info) for n, info in tensors.items() if n.startswith(_MTP))
 
 
 def mapped_weight_bytes(tensors: Mapping[str, TensorInfo], *, native: bool) -> int:
@@ -68,7 +73,7 @@ def _loaded(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo
 
 def _copied_bytes(name: str, info: TensorInfo) -> int:
     weight = name.removesuffix(_SCALES)
-    if weight.startswith((_MTP, _EMBEDDING)) or weight.endswith(_IN_ATTENTION):
+    if weight.startswith(_EMBEDDING) or weight.endswith(_IN_ATTENTION):
         return 0
     if name != weight:
         return 2 * info.size

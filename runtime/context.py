@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,7 +21,7 @@ from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.context_file import write_context_file
 from shoal.runtime.drafting.drafter import Drafter
 from shoal.runtime.latent_cache import CacheLayout, LatentCache, too_long
-from shoal.runtime.one_thread import one_thread
+from shoal.runtime.one_thread import held, one_thread
 from shoal.runtime.session import GraphSession
 from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, Step, StepOutputs, chunk_length
 from shoal.runtime.token_ids import TokenIds, check_tokens
@@ -158,8 +159,19 @@ class Context:
         outputs = StepOutputs(self._info, len(tokens), len(tokens), hidden=True, routing=False)
         self._run_chunks(tokens, outputs)
         assert outputs.hidden is not None, "hidden states were asked for"
-        self._ahead = tokens, outputs.hidden
+        self.offer(tokens, outputs.hidden)
         return outputs.logits
+
+    def get_ready(self, count: int) -> None:
+        """Make room for tokens whose cache rows a graph is going to write; see ``prefill``."""
+        if self.position + count > self.max_length:
+            raise too_long(self.position + count, self.max_length)
+        self._drop_peeked()
+        self.cache.reserve(self.position + count)
+
+    def offer(self, tokens: list[int], hidden_TD: FloatArray) -> None:
+        """Hold tokens to ``adopt``: their cache rows are written, their hidden states used."""
+        self._ahead = tokens, hidden_TD
 
     @one_thread
     def adopt(self, count: int) -> None:
@@ -182,6 +194,10 @@ class Context:
         self._tokens += tokens[:count]
         self.last_hidden = hidden_TD[count - 1].copy()
         self._ahead = tokens[count:], hidden_TD[count:]
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other threads out while it is entered; refuses if one is inside."""
+        return held(self._lock)
 
     @one_thread
     def fork(self) -> Context:
@@ -308,15 +324,8 @@ class Context:
 
     def common_prefix(self, tokens: list[int]) -> int:
         """Number of tokens at the start of ``tokens`` that the context holds already."""
-        pairs = zip(self._tokens, tokens, strict=False)
-        return next(
-            (index for index, (held, new) in enumerate(pairs) if held != new),
-            min(len(self._tokens), len(tokens)),
-        )
-
-    def _check_length(self, count: int) -> None:
-        if self.position + count > self.max_length:
-            raise too_long(self.position + count, self.max_length)
+        shorter = min(len(self._tokens), len(tokens))
+        return next((i for i in range(shorter) if self._tokens[i] != tokens[i]), shorter)
 
     def _drop_peeked(self) -> None:
         self._ahead = [], self._ahead[1][:0]
@@ -329,9 +338,7 @@ class Context:
         drafter: Drafter | None = None,
     ) -> None:
         """Run tokens from the position on; neither position nor tokens change."""
-        self._check_length(len(tokens))
-        self._drop_peeked()
-        self.cache.reserve(self.position + len(tokens))
+        self.get_ready(len(tokens))
         ids_BT, total, start = np.array([tokens], np.int64), len(tokens), 0
         try:
             while start < total:

@@ -9,7 +9,13 @@ from shoal.graphs.cache_types import (
     cache_parts,
     graph_role,
 )
-from shoal.graphs.contract import expert_ids_output, expert_weights_output
+from shoal.graphs.contract import (
+    BATCH_SLOTS,
+    SLOT_ROWS_INPUT,
+    expert_ids_output,
+    expert_weights_output,
+    in_slot,
+)
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import Manifest, ModelInfo
 from shoal.runtime.bundle import Bundle
@@ -70,6 +76,20 @@ def check_mtp(info: ModelInfo, mtp: GraphSession, cache_type: CacheType) -> None
     mtp.require(
         {"input_ids": ids, "position_ids": ids, "hidden": hidden} | caches_in,
         {"hidden_out": hidden} | caches_out,
+    )
+
+
+def check_batch(info: ModelInfo, batch: GraphSession, cache_type: CacheType) -> None:
+    """See ``check_graphs``."""
+    ids, hidden = _common_ports(info)
+    caches_in, caches_out = (
+        {in_slot(name, slot): port for name, port in ports.items() for slot in range(BATCH_SLOTS)}
+        for ports in _cache_ports(info, info.num_hidden_layers, cache_type)
+    )
+    rows = Port(type="tensor(int64)", width=BATCH_SLOTS)
+    batch.require(
+        {"input_ids": ids, "position_ids": ids, SLOT_ROWS_INPUT: rows} | caches_in,
+        {"hidden": hidden} | caches_out,
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.cache_types import CachePart, CacheType
+from shoal.graphs.contract import in_slot
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime.machine.memory import read_memory
 
@@ -96,14 +97,23 @@ class LatentCache:
         ahead = slice(self.length, self.length + count)
         return {name: buffer[0, ahead] for name, buffer in self._buffers.items()}
 
-    def bind_to(self, binding: _Binding, length: int) -> None:
-        """Let a graph read and write the first ``length`` rows; to be repeated once it grew."""
+    def bind_to(self, binding: _Binding, length: int, slot: int | None = None) -> None:
+        """Let a graph read and write the first ``length`` rows; to be repeated once it grew.
+
+        Args:
+            binding: of the graph.
+            length: rows.
+            slot: of a graph that reads several contexts.
+        """
         for layer in range(self.num_layers):
             for part in self.layout.parts:
+                names = part.input(layer), part.output(layer)
+                if slot is not None:
+                    names = in_slot(names[0], slot), in_slot(names[1], slot)
                 shape = (1, length, part.width)
                 address = int(self._buffers[part.input(layer)].ctypes.data)
-                binding.bind_input_at(part.input(layer), part.dtype, shape, address)
-                binding.bind_output_at(part.output(layer), part.dtype, shape, address)
+                binding.bind_input_at(names[0], part.dtype, shape, address)
+                binding.bind_output_at(names[1], part.dtype, shape, address)
 
     @property
     def is_shared(self) -> bool:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.footprint import mtp_weight_bytes
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.graphs.recipes import FLOAT32
+from shoal.runtime.batch import BatchStep
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.context_file import check_arrays, read_context_file
@@ -22,15 +24,20 @@ from shoal.runtime.drafting.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.graph_check import check_cache, check_graphs, check_mtp
 from shoal.runtime.latent_cache import CacheLayout
-from shoal.runtime.machine.fit import bundle_need, choose_context, native_advice
+from shoal.runtime.machine.fit import (
+    bundle_need,
+    check_later_graph,
+    choose_context,
+    native_advice,
+)
 from shoal.runtime.sampling import SamplingOptions
 from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
 from shoal.runtime.step import FloatArray, Routing
+from shoal.runtime.text_files import TextFiles
 from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
-from shoal.runtime.tokenizer import Tokenizer, find_template, read_json_object, special_tokens
 
 if TYPE_CHECKING:
-    from shoal.runtime.chat import ChatTemplate, Message
+    from shoal.runtime.chat import Message
 
 
 def open_bundle(
@@ -81,7 +88,7 @@ def open_bundle(
         max_memory=max_memory,
         advice=native_advice(bundle.manifest, settings.kernels, cache),
     )
-    return Model(bundle, settings, cache, tokens)
+    return Model(bundle, settings, cache, tokens, max_memory)
 
 
 class Model:
@@ -92,10 +99,16 @@ class Model:
         settings: threads and kernels.
         cache_type: of the latent cache of its contexts.
         max_context: tokens a context may hold.
+        max_memory: see ``open_bundle``.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: SessionSettings, cache_type: CacheType, max_context: int
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        cache_type: CacheType,
+        max_context: int,
+        max_memory: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.cache_type = cache_type
@@ -103,7 +116,9 @@ class Model:
         self.kernels = settings.kernels
         info = self._info = bundle.manifest.model
         self._settings = settings
+        self._max_memory = max_memory
         self._audit = RowAudit()
+        self._text = TextFiles(bundle)
         check_cache(bundle, cache_type)
         self._layout = CacheLayout(
             type=cache_type,
@@ -127,12 +142,12 @@ class Model:
     @property
     def has_tokenizer(self) -> bool:
         """Whether text can be used, not only token ids."""
-        return "tokenizer.json" in self.manifest.files
+        return self._text.has_tokenizer
 
     @property
     def has_chat_template(self) -> bool:
         """Whether ``chat`` can be used."""
-        return self.has_tokenizer and self._template_source is not None
+        return self._text.has_template
 
     @property
     def max_context(self) -> int:
@@ -208,6 +223,19 @@ class Model:
         """
         return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
+    def decode_batch(self, contexts: Sequence[Context], tokens: TokenIds) -> FloatArray:
+        """Read ``tokens[i]`` into ``contexts[i]``, in one step (runtime/batch.py).
+
+        Returns:
+            Logits after each token, float32 [B,W], as ``Context.decode`` gives them one by one.
+
+        Raises:
+            InputError: tokens or contexts that cannot be read together; no context has moved then,
+                nor after any other error.
+            BundleError: the bundle is of an older shoal and has no graph for it.
+        """
+        return self._batch_step.run(contexts, tokens)
+
     def generate(
         self,
         ids: TokenIds,
@@ -259,7 +287,7 @@ class Model:
         )
         tokens = check_tokens(ids, self._info.vocab_size)
         context = self.new_context() if context is None else context
-        tokenizer = self._tokenizer if self.has_tokenizer else None
+        tokenizer = self._text.tokenizer if self.has_tokenizer else None
         speculation = self._speculation(context, draft)
         return Generation(context, tokens, options, tokenizer, progress, speculation)
 
@@ -269,7 +297,7 @@ class Model:
         Raises:
             InputError: the bundle has no tokenizer, or ``text`` is no valid text.
         """
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
         """Text of token ids.
@@ -278,13 +306,13 @@ class Model:
             InputError: the bundle has no tokenizer, or an id is outside the vocabulary.
         """
         checked = [check_token(token, self._info.vocab_size) for token in ids]
-        return self._tokenizer.decode(checked, skip_special_tokens=skip_special_tokens)
+        return self._text.tokenizer.decode(checked, skip_special_tokens=skip_special_tokens)
 
     def chat_ids(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Token ids of a conversation; see ``chat_text``."""
-        tokenizer = self._tokenizer
+        tokenizer = self._text.tokenizer
         text = self.chat_text(messages, add_generation_prompt=add_generation_prompt)
         return tokenizer.encode(text, add_special_tokens=False)
 
@@ -298,7 +326,7 @@ class Model:
         Raises:
             InputError: no tokenizer, no chat template, or one that refuses the messages.
         """
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._text.template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
         """Answer a conversation, piece by piece.
@@ -335,9 +363,14 @@ class Model:
         ids = {check_token(token, self._info.vocab_size) for token in chosen}
         if stop and self.has_tokenizer:
             # Special tokens have no text in an answer, so only their ids can be looked for.
-            special = (self._tokenizer.special_token_id(text) for text in stop)
+            special = (self._text.tokenizer.special_token_id(text) for text in stop)
             ids.update(token for token in special if token is not None)
         return frozenset(ids)
+
+    @functools.cached_property
+    def _batch_step(self) -> BatchStep:
+        head, limit = self._head, self._max_memory
+        return BatchStep(self.bundle, self._layout, self._settings, head, limit)
 
     @functools.cached_property
     def _mtp(self) -> GraphSession:
@@ -347,43 +380,9 @@ class Model:
                 "bundle has not; use draft 0"
             )
         role = graph_role("mtp", self.cache_type)
-        mtp = GraphSession(self.bundle.graph_path(role), self._settings)
+        path, is_portable = self.bundle.graph_path(role), self._settings.library is None
+        copied = mtp_weight_bytes(self.manifest.tensors) if is_portable else 0
+        check_later_graph(str(path), 1, copied, self._max_memory, "use draft 0")
+        mtp = GraphSession(path, self._settings)
         check_mtp(self._info, mtp, self.cache_type)
         return mtp
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        if not self.has_tokenizer:
-            raise InputError(
-                f"{self.bundle.folder}: text needs tokenizer.json, which this bundle has not; use "
-                "token ids, or re-export a checkpoint that has it"
-            )
-        config = self._tokenizer_config
-        return Tokenizer(
-            self.bundle.path("tokenizer.json"),
-            add_bos=config.get("add_bos_token") is True,
-            bos=special_tokens(config).get("bos_token"),
-        )
-
-    @functools.cached_property
-    def _tokenizer_config(self) -> dict[str, Any]:
-        name = "tokenizer_config.json"
-        return read_json_object(self.bundle.path(name)) if name in self.manifest.files else {}
-
-    @functools.cached_property
-    def _template_source(self) -> tuple[str, str] | None:
-        name = "chat_template.jinja"
-        path = self.bundle.path(name) if name in self.manifest.files else None
-        return find_template(path, self._tokenizer_config)
-
-    @functools.cached_property
-    def _template(self) -> ChatTemplate:
-        if self._template_source is None:
-            raise InputError(
-                f"{self.bundle.folder}: this is a base model without a chat template; give it "
-                "text to continue (shoal run --prompt, or generate)"
-            )
-        from shoal.runtime.chat import ChatTemplate  # Jinja takes 40 ms that only chat needs
-
-        source, where = self._template_source
-        return ChatTemplate(source, special_tokens(self._tokenizer_config), where)

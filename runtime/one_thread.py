@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from shoal.graphs.errors import InputError
@@ -20,14 +22,24 @@ def one_thread(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(method)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        lock = args[0]._lock  # type: ignore[attr-defined]
-        if not lock.acquire(blocking=False):
-            raise InputError(
-                "context: another thread is using it; give each thread a context of its own"
-            )
-        try:
+        with held(args[0]._lock):  # type: ignore[attr-defined]
             return method(*args, **kwargs)
-        finally:
-            lock.release()
 
     return guarded
+
+
+@contextmanager
+def held(lock: threading.RLock) -> Iterator[None]:
+    """Hold a context's lock, or refuse at once if another thread does.
+
+    Raises:
+        InputError: another thread is inside the context.
+    """
+    if not lock.acquire(blocking=False):
+        raise InputError(
+            "context: another thread is using it; give each thread a context of its own"
+        )
+    try:
+        yield
+    finally:
+        lock.release()

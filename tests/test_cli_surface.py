@@ -71,6 +71,7 @@ SURFACE = {
     ],
     "bench": [
         *MACHINE,
+        "--batch",
         "--cache-kl",
         "--depths",
         "--new-tokens",

@@ -53,14 +53,8 @@ class DecoderLayer(nn.Module):
             int64 [B,T,K] and weights [B,T,K], and with late experts what they put out [B,T,D].
         """
         hidden, cache = self.attention_block(hidden, cos, sin, cache)
-        x = self.feed_forward_norm(hidden)
-        if isinstance(self.mlp, MoE):
-            y, expert_ids, expert_weights = self.mlp(x)
-            if self.dense_mlp is not None:
-                return hidden + self.dense_mlp(x), cache, expert_ids, expert_weights, y
-            return hidden + y, cache, expert_ids, expert_weights
-        hidden = hidden + self.mlp(x)
-        return hidden if late is None else hidden + late, cache
+        hidden, *chosen = self.feed_forward_block(hidden, late)
+        return hidden, cache, *chosen
 
     def attention_block(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Tensor
@@ -68,6 +62,17 @@ class DecoderLayer(nn.Module):
         """The first half: norm, attention, residual; returns hidden state and cache."""
         y, cache = self.self_attn(self.input_layernorm(hidden), cos, sin, cache)
         return hidden + y, cache
+
+    def feed_forward_block(self, hidden: Tensor, late: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The second half: norm, network, residual; returns what ``forward`` does but the cache."""
+        x = self.feed_forward_norm(hidden)
+        if isinstance(self.mlp, MoE):
+            y, expert_ids, expert_weights = self.mlp(x)
+            if self.dense_mlp is not None:
+                return hidden + self.dense_mlp(x), expert_ids, expert_weights, y
+            return hidden + y, expert_ids, expert_weights
+        hidden = hidden + self.mlp(x)
+        return (hidden if late is None else hidden + late,)
 
     def feed_forward_norm(self, hidden: Tensor) -> Tensor:
         """What the second half's ``mlp`` is given, [B,T,D]."""

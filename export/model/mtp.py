@@ -46,6 +46,10 @@ class MtpModule(nn.Module):
             Hidden state [B,T,D], whose logits are those of tokens i+2, then cache and routing as
             ``DecoderLayer`` returns them.
         """
-        fused = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
-        hidden, *rest = self.layer(fused, cos, sin, cache)
+        hidden, *rest = self.layer(self.fuse(embedded, hidden), cos, sin, cache)
         return self.norm(hidden), *rest
+
+    def fuse(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """What the layer is given, [B,T,D]."""
+        fused: Tensor = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
+        return fused

@@ -28,6 +28,7 @@ PAST_AND_SIZES = """
         T = Shape <start: int = 1, end: int = 2> (latent)
         S = Shape <start: int = 1, end: int = 2> (cache)
         C = Shape <start: int = 2> (latent)
+        N = Shape <start: int = 3> (q_nope)
         H = Shape <start: int = 2, end: int = 3> (q_nope)
         past = Sub (S, T)
 """
@@ -36,23 +37,25 @@ PAST_AND_SIZES = """
 # itself (latent_rows, float32 [B,S,X]) and their queries are the rows of one matrix [T*H, X].
 # A token of a short step must get the same bits as alone, so its products with w_uk and w_uv have
 # one row each (A of them with M = 1 row): onnxruntime multiplies a single row in another order than
-# several. A long prompt is one product of T rows (A = 1, M = T).
+# several. A long prompt is one product of T rows (A = 1, M = T). Shapes are spelled out (allowzero,
+# no -1) because T is 0 where a graph for several contexts has fewer of them.
 ATTEND = """
         X = Shape <start: int = 2> (latent_rows)
         longest = Constant <value_ints: ints = [LONGEST_SHORT_STEP]> ()
         is_short = LessOrEqual (T, longest)
         A = Where (is_short, T, first)
         M = Where (is_short, first, T)
-        AMH = Concat <axis: int = 0> (A, M, H, rest)
-        q_nope_AMHN = Reshape (q_nope, AMH)
+        AMHN = Concat <axis: int = 0> (A, M, H, N)
+        q_nope_AMHN = Reshape <allowzero: int = 1> (q_nope, AMHN)
         q_nope_AHMN = Transpose <perm: ints = [0, 2, 1, 3]> (q_nope_AMHN)
         q_latent_AHMC = MatMul (q_nope_AHMN, w_uk)
         q_latent_AMHC = Transpose <perm: ints = [0, 2, 1, 3]> (q_latent_AHMC)
-        BTH = Concat <axis: int = 0> (first, T, H, rest)
-        q_latent_BTHC = Reshape (q_latent_AMHC, BTH)
+        BTHC = Concat <axis: int = 0> (first, T, H, C)
+        q_latent_BTHC = Reshape <allowzero: int = 1> (q_latent_AMHC, BTHC)
         q_BTHX = Concat <axis: int = -1> (q_latent_BTHC, q_rope)
-        q_shape = Concat <axis: int = 0> (first, rest, X)
-        q_rows = Reshape (q_BTHX, q_shape)
+        TH = Mul (T, H)
+        q_shape = Concat <axis: int = 0> (first, TH, X)
+        q_rows = Reshape <allowzero: int = 1> (q_BTHX, q_shape)
         scale = Constant <value_float: float = @softmax_scale> ()
         q_scaled = Mul (q_rows, scale)
         rows_BXS = Transpose <perm: ints = [0, 2, 1]> (latent_rows)
@@ -72,14 +75,15 @@ ATTEND = """
         mask_T1S = Unsqueeze (mask_TS, first)
 
         scores_shape = Concat <axis: int = 0> (first, T, H, S)
-        scores_BTHS = Reshape (score_rows, scores_shape)
+        scores_BTHS = Reshape <allowzero: int = 1> (score_rows, scores_shape)
         masked_BTHS = Add (scores_BTHS, mask_T1S)
         shares_BTHS = Softmax <axis: int = -1> (masked_BTHS)
-        shares_shape = Concat <axis: int = 0> (first, rest, S)
-        share_rows = Reshape (shares_BTHS, shares_shape)
+        shares_shape = Concat <axis: int = 0> (first, TH, S)
+        share_rows = Reshape <allowzero: int = 1> (shares_BTHS, shares_shape)
 
         mean_rows = MatMul (share_rows, latent_rows)
-        mean_AMHX = Reshape (mean_rows, AMH)
+        AMHX = Concat <axis: int = 0> (A, M, H, X)
+        mean_AMHX = Reshape <allowzero: int = 1> (mean_rows, AMHX)
         from_0 = Constant <value_ints: ints = [0]> ()
         last_axis = Constant <value_ints: ints = [3]> ()
         mean_AMHC = Slice (mean_AMHX, from_0, C, last_axis)
@@ -87,7 +91,9 @@ ATTEND = """
         w_uv_HCV = Transpose <perm: ints = [0, 2, 1]> (w_uv)
         y_AHMV = MatMul (mean_AHMC, w_uv_HCV)
         y_AMHV = Transpose <perm: ints = [0, 2, 1, 3]> (y_AHMV)
-        y = Reshape (y_AMHV, BTH)
+        V = Shape <start: int = 1, end: int = 2> (w_uv)
+        BTHV = Concat <axis: int = 0> (first, T, H, V)
+        y = Reshape <allowzero: int = 1> (y_AMHV, BTHV)
 """.replace("LONGEST_SHORT_STEP", str(LONGEST_SHORT_STEP))
 
 FLOAT_LATENT_ATTENTION = OpSpec(
@@ -95,7 +101,7 @@ FLOAT_LATENT_ATTENTION = OpSpec(
     doc=(
         _CACHE_DOC + "Head h has keys k_s = concat(w_uk[h] c_s, k_rope_s) and values "
         "v_s = w_uv[h] c_s of the cached latents c_s; y = softmax(q k^T * softmax_scale) v. "
-        "q_nope, q_rope and k_rope are projected and rotated already. B is 1."
+        "q_nope, q_rope and k_rope are projected and rotated already. B is 1, T may be 0."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, 2.1 and eq. 41-47 (weight absorption)",
     inputs={

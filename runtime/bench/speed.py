@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from shoal.graphs.errors import InputError
+from shoal.runtime.bench.batch import measure_batch, write_batch
 from shoal.runtime.bench.board_report import board_report, write_board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench.speculate import measure_speculation, write_speculation
+from shoal.runtime.bench.timing import median_s, random_ids
 from shoal.runtime.commands.answer import machine_options
 from shoal.runtime.commands.inspect import bundle_cache_token_bytes
 from shoal.runtime.commands.report import (
@@ -33,7 +31,6 @@ from shoal.runtime.machine.memory import ResidentMemory, read_resident
 from shoal.runtime.machine.processor import read_cpu
 from shoal.runtime.model import Model, open_bundle
 
-_SEED = 20  # token ids are random but the same in every run: the experts chosen depend on them
 _WARM_UP_TOKENS = 2
 
 
@@ -60,6 +57,9 @@ def bench_command(args: argparse.Namespace) -> int:
     report["decode"] = measure_decode(
         model, _fitting(model, args.depths, args.new_tokens), args.new_tokens, args.repeats
     )
+    if args.batch:
+        depth = _fitting(model, args.depths, args.new_tokens)[0]
+        report["batch"] = measure_batch(model, args.batch, depth, args.new_tokens, args.repeats)
     if args.speculate:
         report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats)
     report["memory"] = {
@@ -132,23 +132,6 @@ def measure_decode(
             }
         )
     return rows
-
-
-def median_s(action: Callable[[], None], repeats: int) -> float:
-    """Median seconds of an action over ``repeats`` runs, after one that does not count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started_s = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - started_s)
-    return statistics.median(seconds[1:])
-
-
-def random_ids(model: Model, count: int) -> list[int]:
-    """The same pseudo-random token ids every time."""
-    generator = np.random.default_rng(_SEED)
-    ids: list[int] = generator.integers(0, model.manifest.model.vocab_size, count).tolist()
-    return ids
 
 
 def _prefill_anew(context: Context, ids: list[int]) -> None:
@@ -249,6 +232,8 @@ def _write_report(report: dict[str, Any]) -> None:
             for row in report["decode"]
         ],
     )
+    if "batch" in report:
+        write_batch(report["batch"])
     if "speculation" in report:
         write_speculation(report["speculation"])
     if "cache_kl" in report:

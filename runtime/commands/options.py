@@ -312,6 +312,13 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         help=f"measurements per number; the median counts (default: {DEFAULT_BENCH_REPEATS})",
     )
     verb.add_argument(
+        "--batch",
+        type=positive_length_list,
+        default=(),
+        metavar="N,..",
+        help="also measure decoding N contexts in one step, at the first of the depths",
+    )
+    verb.add_argument(
         "--speculate",
         action="store_true",
         help="also measure what drafts of the multi-token-prediction module bring",

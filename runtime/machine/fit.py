@@ -210,6 +210,42 @@ def find_room(
         threads: threads that compute.
         max_memory: bytes of memory this process may have for itself in all.
     """
+    stacks = _SESSIONS * (threads - 1) * _STACK_BYTES
+    mapped_bytes = need.mapped_bytes + need.loading_bytes + stacks
+    return _least_room(memory, resident, mapped_bytes, max_memory)
+
+
+def check_later_graph(
+    what: str, num_layers: int, copied_bytes: int, max_memory: int | None, advice: str
+) -> None:
+    """Refuse a graph that is loaded while a bundle is in use, if it does not fit.
+
+    Args:
+        what: the graph, for the message.
+        num_layers: attention layers in it.
+        copied_bytes: weights that are repacked for it.
+        max_memory: see ``find_room``.
+        advice: how to do without it.
+
+    Raises:
+        RuntimeFailure: it does not fit.
+    """
+    needed = copied_bytes + _SESSION_BYTES + num_layers * _LAYER_BYTES
+    room = _least_room(read_memory(), read_resident(), 0, max_memory)
+    if room is not None and needed > room.usable_bytes:
+        raise RuntimeFailure(
+            f"{what}: loading it takes {format_bytes(needed)} of memory, found "
+            f"{format_bytes(room.usable_bytes)} ({room.limited_by}); {advice}, free memory or "
+            "raise the limit"
+        )
+
+
+def _least_room(
+    memory: Memory | None,
+    resident: ResidentMemory | None,
+    mapped_bytes: int,
+    max_memory: int | None,
+) -> Room | None:
     rooms = []
     if memory is not None:
         rooms.append(
@@ -220,9 +256,7 @@ def find_room(
             )
         )
         if memory.address_space_bytes is not None:
-            stacks = _SESSIONS * (threads - 1) * _STACK_BYTES
-            mapped = need.mapped_bytes + need.loading_bytes + stacks
-            free = max(0, memory.address_space_bytes - mapped)
+            free = max(0, memory.address_space_bytes - mapped_bytes)
             where = "the limit of the address space (ulimit -v), mapped weights deducted"
             rooms.append(Room(free_bytes=free, swap_bytes=0, limited_by=where))
     if max_memory is not None:

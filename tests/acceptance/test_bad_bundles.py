@@ -18,6 +18,9 @@ from shoal.runtime.commands.cli import main
 
 Refusal = Callable[..., str]
 FILES = (
+    "batch.float16.onnx",
+    "batch.int8.onnx",
+    "batch.onnx",
     "decoder.float16.onnx",
     "decoder.int8.onnx",
     "decoder.onnx",

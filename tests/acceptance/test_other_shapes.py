@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from shoal.export import assemble
 from shoal.export.fidelity import fidelity_windows
 from shoal.export.pipeline import export_bundle
+from shoal.export.templates import trace_templates
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
 
@@ -66,7 +67,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 def _traced_once() -> Iterator[None]:
     """Both exports of a checkpoint stamp the same templates: tracing takes most of their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "_Templates", functools.cache(assemble._Templates))
+        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
         yield
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.runtime import open_bundle, session
-from shoal.runtime.bench.speed import random_ids
+from shoal.runtime.bench.timing import random_ids
 
 
 def main() -> int:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.bench.speed import measure_decode, measure_prefill, median_s, random_ids
+from shoal.runtime.bench.speed import measure_decode, measure_prefill
+from shoal.runtime.bench.timing import median_s, random_ids
 from shoal.runtime.commands.cli import main
 
 

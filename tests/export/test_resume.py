@@ -14,6 +14,7 @@ from tests.export.oracle import make_v3, save
 from shoal.export import assemble
 from shoal.export.journal import JOURNAL_FILE
 from shoal.export.pipeline import export_bundle
+from shoal.export.templates import trace_templates
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 
@@ -35,7 +36,7 @@ def stop_at(prefix: str) -> Callable[[int, int, str], None]:
 @pytest.fixture(scope="module", autouse=True)
 def _traced_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "_Templates", functools.cache(assemble._Templates))
+        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
         yield
 
 

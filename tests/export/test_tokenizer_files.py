@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 from shoal.export import assemble
 from shoal.export.pipeline import export_bundle
+from shoal.export.templates import trace_templates
 from shoal.export.tiktoken_model import PATTERN
 from shoal.export.tokenizer_files import tokenizer_files
 from shoal.export.verify import verify_against_checkpoint
@@ -230,7 +231,7 @@ def test_a_bundle_of_such_a_checkpoint_speaks_and_is_verified(
     kimi: tuple[tiktoken.Encoding, Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoding, folder, vocab_size = kimi
-    monkeypatch.setattr(assemble, "_Templates", functools.cache(assemble._Templates))
+    monkeypatch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
     sizes = {"hidden_size": 32, "intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16}
     model = make_v3(vocab_size=vocab_size, num_hidden_layers=1, v_head_dim=16, **sizes)
     checkpoint = save(model, tmp_path / "checkpoint")

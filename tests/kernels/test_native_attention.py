@@ -90,6 +90,22 @@ def test_a_few_tokens_do_not_depend_on_each_other(models: OneOpModels, cache_typ
         assert np.array_equal(found, together[:, first : first + count])
 
 
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+@pytest.mark.parametrize("past", [0, 5])
+def test_no_new_tokens_leave_the_cache_as_it_is(
+    models: OneOpModels, portable_models: OneOpModels, cache_type: str, past: int
+) -> None:
+    inputs = float_inputs(1, 0, 5, h=3, n=12, r=8, c=64, v=10)
+    inputs = int8_inputs(with_cache(inputs, cache_type), 32)
+    names = [name for name in inputs if name.startswith("cache")]
+    inputs |= {name: inputs[name][:, :past] for name in names}
+    for form in (models, portable_models):
+        y, *cache = run(form, inputs)
+        assert y.shape == (1, 0, 3, 10)
+        for name, rows in zip(names, cache, strict=True):
+            assert np.array_equal(rows, inputs[name])
+
+
 def test_every_float16_is_rounded_to_and_read_exactly(models: OneOpModels) -> None:
     """All 63488 finite ones come back, and values between them go to the nearest."""
     codes = np.arange(1 << 16, dtype=np.uint16).view(np.float16)

@@ -65,16 +65,17 @@ def divergences(expected: Array, found: Array) -> Array:
 def test_native_kernels_are_as_close_to_float_as_int8_has_to_be(
     native: Model, fp32_bundle: Path
 ) -> None:
-    ids = native.encode(TEXT[:1500])
-    expected = open_bundle(fp32_bundle, threads=1).logits(ids)
+    ids = native.encode(TEXT)
+    reference = open_bundle(fp32_bundle, threads=1)
     assert native.kernels == "native"
-    divergence = divergences(expected, native.logits(ids)).mean()
+    windows = [ids[start : start + 512] for start in range(0, 2048, 512)]
+    divergence = np.mean([divergences(reference.logits(w), native.logits(w)) for w in windows])
     assert divergence <= INT8_MEAN_KL, f"mean KL divergence {divergence:.2e}"
 
 
 def test_logits_are_those_of_the_portable_form(native: Model, int8_bundle: Path) -> None:
     portable = open_bundle(int8_bundle, kernels="portable", threads=1)
-    ids = native.encode(TEXT[:1500])
+    ids = native.encode(TEXT[:6000])
     # The median: where a last-bit difference turns the choice of an expert over, which two float32
     # implementations do in one position of hundreds, one position decides the mean.
     divergence = np.median(divergences(portable.logits(ids), native.logits(ids)))

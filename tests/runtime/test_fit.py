@@ -19,6 +19,7 @@ from shoal.runtime.machine import fit
 from shoal.runtime.machine.fit import Need, bundle_need, find_room
 from shoal.runtime.machine.memory import Memory, ResidentMemory
 from shoal.runtime.model import open_bundle
+from shoal.runtime.session import Kernels
 
 MODEL = ModelInfo(
     model_type="deepseek_v3",
@@ -195,6 +196,57 @@ def test_contexts_end_where_the_budget_does(int8_bundle: Path, machine: pytest.M
         model.generate([5] * 601)
 
 
+@pytest.mark.parametrize("kernels", ["portable", "auto"])
+def test_graphs_that_are_loaded_later_are_refused_where_they_do_not_fit(
+    kernels: Kernels, int8_bundle: Path, machine: pytest.MonkeyPatch
+) -> None:
+    has(machine, memory(1 << 34))
+    model = open_bundle(int8_bundle, kernels=kernels, threads=1)
+    context = model.new_context()
+    has(machine, memory(5 * MB))
+    found = r"takes [\d.]+ MB of memory, found 5\.24 MB .*; {}, free memory or raise"
+    with pytest.raises(RuntimeFailure, match=found.format("use draft 0")) as refused:
+        model.generate([5, 6], draft=2, context=context)
+    assert "mtp.onnx" in str(refused.value)
+    with pytest.raises(RuntimeFailure, match=found.format("decode one context at a time")):
+        model.decode_batch([context], [5])
+    assert len(list(model.generate([5, 6], max_new_tokens=1, context=context))) == 1
+    has(machine, memory(1 << 34))
+    assert model.decode_batch([context], [5]).shape[0] == 1
+    assert list(model.generate([5, 6], max_new_tokens=1, draft=2))
+
+
+@pytest.mark.parametrize("part", ["_mtp", "_batch_step"])
+def test_later_graphs_take_no_more_than_is_asked_for(
+    part: str, int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, whose memory nothing else has touched."""
+    code = (
+        "import sys\n"
+        "from shoal.runtime import open_bundle\n"
+        "from shoal.runtime.machine.memory import read_resident\n"
+        "model = open_bundle(sys.argv[1], kernels='portable', threads=1)\n"
+        "model.new_context().prefill([5, 6, 7])\n"
+        "before = read_resident().anonymous_bytes\n"
+        "getattr(model, sys.argv[2])\n"
+        "print(read_resident().anonymous_bytes - before)\n"
+    )
+    argv = [sys.executable, "-c", code, str(int8_bundle), part]
+    taken = int(subprocess.run(argv, capture_output=True, check=True, text=True).stdout)
+    asked: list[int] = []
+
+    def note(count: int) -> str:
+        asked.append(count)
+        return ""
+
+    model = open_bundle(int8_bundle, kernels="portable", threads=1)
+    monkeypatch.setattr(fit, "format_bytes", note)
+    monkeypatch.setattr(fit, "read_memory", lambda: memory(0))
+    with pytest.raises(RuntimeFailure):
+        getattr(model, part)
+    assert taken <= asked[0]
+
+
 def test_unlimited_contexts_hold_what_the_model_can_read(
     int8_bundle: Path, machine: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +333,7 @@ import resource, sys
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.machine.fit import bundle_need
 from shoal.runtime.model import open_bundle
+from shoal.runtime.session import Kernels
 from shoal.runtime.machine.system_files import PROC, read_text
 
 bundle, kernels, more = sys.argv[1], sys.argv[2], int(sys.argv[3])
