@@ -47,7 +47,8 @@ def sound_case(op: str, rng: np.random.Generator) -> Case:
         cache_type, attributes["cache_block_size"] = "int8", 32
     else:
         assert op == "LatentAttention", f"no inputs for {op}"
-    inputs = float_inputs(seed, tokens, tokens + int(rng.integers(0, 80)), h=2, n=5, r=4, c=32, v=6)
+    cached = max(1, tokens + int(rng.integers(0, 80)))
+    inputs = float_inputs(seed, tokens, cached, h=2, n=5, r=4, c=32, v=6)
     return op, attributes, int8_inputs(with_cache(inputs, cache_type), BLOCK)
 
 
