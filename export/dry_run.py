@@ -91,7 +91,7 @@ def write_dry_run(record: dict[str, Any]) -> None:
         "\nFiles", ("name", "size"), [(n, _megabytes(b)) for n, b in record["files"].items()]
     )
     write_grid(
-        "\nMemory to run the bundle (estimate, portable form)",
+        "\nMemory to run the bundle (estimate without scratch memory, portable form)",
         ("context tokens", "latent cache", "with weights"),
         [
             (

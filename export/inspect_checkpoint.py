@@ -121,7 +121,7 @@ def _write_report(report: dict[str, Any]) -> None:
     ]
     write_pairs(report["path"], rows)
     write_grid(
-        "\nMemory to run the int8 bundle (estimate, portable form)",
+        "\nMemory to run the int8 bundle (estimate without scratch memory, portable form)",
         ("context tokens", "latent cache", "with weights"),
         [
             (

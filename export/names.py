@@ -72,6 +72,9 @@ MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 BRANCH_ENDS = ("self_attn.o_proj.", "mlp.down_proj.", "mlp.shared_experts.down_proj.")
 """What a layer's two contributions to the hidden state end with, beside the routed experts."""
 
+LONGCAT_MTP = "model.mtp."
+"""What LongCat-Flash's multi-token-prediction module begins with; it has a form of its own."""
+
 UNUSED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
 
 
@@ -145,6 +148,11 @@ def _mismatches(wanted: Mapping[str, Shape], checkpoint: Checkpoint) -> Iterator
 def _mtp_layers(
     config: ModelConfig, headers: Mapping[str, TensorHeader]
 ) -> tuple[int, tuple[str, ...]]:
+    if any(name.startswith(LONGCAT_MTP) for name in headers):
+        return 0, (
+            f"the multi-token-prediction module ({LONGCAT_MTP}*) has a form that is not supported: "
+            "exported without",
+        )
     announced = config.num_nextn_predict_layers
     prefix = _layer_prefix(config.num_hidden_layers)
     if announced and not any(name.startswith(prefix) for name in headers):

@@ -15,9 +15,9 @@ Graph inputs and outputs (float32 unless said otherwise):
     decoder.onnx  input_ids int64 [B,T], position_ids int64 [B,T], cache.{l} [B,S,C+R]
                   -> hidden [B,T,D] (after the final norm), cache_out.{l} [B,S,C+R] and, for each
                      MoE layer, expert_ids.{l} int64 [B,T,K], expert_weights.{l} [B,T,K]
-    batch.onnx    as decoder.onnx, for T tokens of several contexts: slot_rows int64 [8] says how
-                  many of them are in each slot, slot by slot in order (0 in unused slots), and
-                  slot i has caches of its own, cache.{l}.{i} and cache_out.{l}.{i}
+    batch.onnx    as decoder.onnx, for T tokens of several contexts: slot_rows int64 [8] says which
+                  slots they are in, in order (1, or 0 for an unused slot); slot i has caches of
+                  its own, cache.{l}.{i} and cache_out.{l}.{i}
     head.onnx     hidden [B,T,D] -> logits [B,T,W]
     mtp.onnx      input_ids int64 [B,T], position_ids int64 [B,T], hidden [B,T,D], cache.0 [B,S,C+R]
                   -> hidden_out [B,T,D], cache_out.0 [B,S,C+R], expert_ids.0, expert_weights.0

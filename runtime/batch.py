@@ -87,7 +87,6 @@ class BatchStep:
         """
         tokens = check_tokens(ids, self._info.vocab_size)
         _check_contexts(contexts, tokens, self._layout)
-        hidden_BD = np.empty((len(contexts), self._info.hidden_size), np.float32)
         logits: list[FloatArray] = []
         with ExitStack() as stack:
             for context in contexts:
@@ -96,16 +95,28 @@ class BatchStep:
                 context.get_ready(1)
             for first in range(0, len(contexts), BATCH_SLOTS):
                 rows = slice(first, first + BATCH_SLOTS)
-                self._run_slots(contexts[rows], tokens[rows], hidden_BD[rows])
-                width = self._info.vocab_size
-                logits.append(self._head.map_rows("hidden", hidden_BD[rows], "logits", width))
-            _adopt_all(contexts, tokens, hidden_BD)
+                logits.append(self._peek(contexts[rows], tokens[rows]))
+            _adopt_all(contexts)
         return np.concatenate(logits)
+
+    def _peek(self, contexts: Sequence[Context], tokens: Sequence[int]) -> FloatArray:
+        """Let contexts, at most one for each slot, look at a token each; none moves on.
+
+        Returns:
+            Logits float32 [B,W].
+        """
+        if len(contexts) == 1:  # the graph with one slot costs less
+            return contexts[0].peek(tokens)
+        hidden_BD = np.empty((len(contexts), self._info.hidden_size), np.float32)
+        self._run_slots(contexts, tokens, hidden_BD)
+        for index, context in enumerate(contexts):
+            context.offer([tokens[index]], hidden_BD[index : index + 1])
+        return self._head.map_rows("hidden", hidden_BD, "logits", self._info.vocab_size)
 
     def _run_slots(
         self, contexts: Sequence[Context], tokens: Sequence[int], hidden_BD: FloatArray
     ) -> None:
-        """Compute hidden states and cache rows; no context moves on."""
+        """Compute hidden states and cache rows."""
         positions = [context.position for context in contexts]
         slot_rows = np.zeros(BATCH_SLOTS, np.int64)
         slot_rows[: len(contexts)] = 1
@@ -146,11 +157,10 @@ def _check_contexts(
             )
 
 
-def _adopt_all(contexts: Sequence[Context], tokens: Sequence[int], hidden_BD: FloatArray) -> None:
+def _adopt_all(contexts: Sequence[Context]) -> None:
     positions = [context.position for context in contexts]
     try:
-        for index, context in enumerate(contexts):
-            context.offer([tokens[index]], hidden_BD[index : index + 1])
+        for context in contexts:
             context.adopt(1)
     except BaseException:  # a drafter may run its module to take note of a token
         for context, position in zip(contexts, positions, strict=True):

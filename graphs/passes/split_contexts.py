@@ -2,7 +2,10 @@
 
 Linear maps, experts, norms and routing take rows as they come, so they stay as they are and read
 their weights once for all contexts. Attention alone tells contexts apart: each of its nodes becomes
-one node for each slot, which gets the rows and the cache of the context in that slot.
+one node for each slot, which gets the row and the cache of the context in that slot.
+
+LongRoPE takes other frequencies once a step goes beyond the original context. That is for each
+context to decide, so the largest position of the step becomes the position of each row.
 """
 
 from __future__ import annotations
@@ -31,9 +34,22 @@ def split_contexts(model: ir.Model, num_slots: int) -> None:
         shape=ir.Shape([num_slots]),
     )
     for node in list(graph):
-        if node.domain == OP_DOMAIN and "LatentAttention" in node.op_type:
+        if node.op_type == "ReduceMax" and node.inputs[0] is graph.inputs[1]:
+            _decide_by_row(graph, node)
+        elif node.domain == OP_DOMAIN and "LatentAttention" in node.op_type:
             _split_attention(graph, node, slot_rows, num_slots)
     graph.inputs.insert(2, slot_rows)  # behind input_ids and position_ids
+
+
+def _decide_by_row(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace the largest of all positions by each position, as [1, T, 1]."""
+    axis = ir.Node(
+        "", "Constant", [], [ir.AttrInt64s("value_ints", [-1])], name=f"{node.name}/axis"
+    )
+    rows = ir.Node("", "Unsqueeze", [node.inputs[0], axis.outputs[0]], name=f"{node.name}/rows")
+    graph.insert_before(node, [axis, rows])
+    ir.convenience.replace_all_uses_with(node.outputs[0], rows.outputs[0])
+    graph.remove(node, safe=True)
 
 
 def _split_attention(graph: ir.Graph, node: ir.Node, slot_rows: ir.Value, num_slots: int) -> None:

@@ -43,7 +43,6 @@ _SESSION_BYTES = 8 << 20  # what onnxruntime keeps for two graphs, ...
 _LAYER_BYTES = 1 << 20  # ... and for each layer in them
 _STACK_BYTES = 8 << 20  # address space of a thread
 _SESSIONS = 2  # decoder and head, each with a pool of threads
-_BUDGET = "left of max_memory"
 _ROW_COPIES = 2  # latents, and latents with rope keys
 _SCORE_COPIES = 3  # scores, masked scores and shares of attention
 
@@ -263,7 +262,9 @@ def _least_room(
     if max_memory is not None:
         taken = resident.anonymous_bytes if resident is not None else 0
         free = max(0, max_memory - taken)
-        rooms.append(Room(free_bytes=free, swap_bytes=0, limited_by=_BUDGET))
+        where = f"left of max_memory {format_bytes(max_memory)}"
+        where += f", of which this process has {format_bytes(taken)} already" if taken else ""
+        rooms.append(Room(free_bytes=free, swap_bytes=0, limited_by=where))
     return min(rooms, key=lambda room: room.usable_bytes, default=None)
 
 

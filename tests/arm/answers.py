@@ -107,3 +107,28 @@ def write_answers(bundles: Path, folder: Path, cpu: str = "x86") -> None:
         model = open_form(bundles, bundle, kernels)
         found = answer(model, context_file(folder, bundle, kernels, cpu))
         found.save(answers_file(folder, bundle, kernels, cpu))
+
+
+def mean_kl(expected: Array, found: Array) -> float:
+    """Mean KL divergence of logits over all positions, in nats."""
+    log_p = expected - np.logaddexp.reduce(expected, axis=-1, keepdims=True)
+    log_q = found - np.logaddexp.reduce(found, axis=-1, keepdims=True)
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
+
+
+def differences(folder: Path, cpu: str) -> list[str]:
+    """How far a processor's logits are from those of x86 and of the float32 model there, a form a
+    line.
+    """
+    floats = Answers.load(answers_file(folder, *FORMS[0])).logits
+    lines = []
+    for form in FORMS:
+        here, there = (
+            Answers.load(answers_file(folder, *form, name)).logits for name in ("x86", cpu)
+        )
+        lines.append(
+            f"{cpu} {'-'.join(form)}: largest difference of a logit from x86 "
+            f"{np.abs(there - here).max():.1e}, mean KL divergence from x86 "
+            f"{mean_kl(here, there):.1e}, from float32 {mean_kl(floats, there):.1e}"
+        )
+    return lines

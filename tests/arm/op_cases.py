@@ -20,6 +20,7 @@ RUN = {
         test_native_linear.run(models, inputs, "PreciseLinear")
     ],
     "SparseExperts": lambda models, inputs: [test_native_experts.run(models, inputs)],
+    "Int4SparseExperts": lambda models, inputs: [test_native_experts.run(models, inputs)],
     "LatentAttention": test_native_attention.run,
 }
 
@@ -34,6 +35,8 @@ def op_cases() -> Iterator[tuple[str, str, Inputs]]:
         for tokens in (1, 6, 40):
             inputs = test_native_experts.make_inputs(tokens, tokens, 5, 2, block_size, d=1, f=3)
             yield f"experts-{block_size}-{tokens}", "SparseExperts", inputs
+            packed = test_native_experts.make_inputs(1, tokens, 5, 2, block_size, d=1, f=3, bits=4)
+            yield f"int4-experts-{block_size}-{tokens}", "Int4SparseExperts", packed
         for tokens, past in ((1, 77), (5, 0), (40, 130)):
             shapes = {"h": 3, "n": 13, "r": 6, "c": block_size, "v": 9}
             floats = float_inputs(tokens, tokens, past + tokens, **shapes)

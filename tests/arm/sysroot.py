@@ -99,7 +99,7 @@ class Sysroot:
     def install_device(self, wheels: Path) -> None:
         """Install shoal and what it needs from a folder and nowhere else.
 
-        This machine's pip does it, told what the device is; emulated it would take minutes.
+        This machine's pip does it, told what the device is: Debian's minimal Python has none.
         """
         if _is_installed(self._packages, key := _key(list(wheels.glob("*.whl")))):
             return

@@ -17,6 +17,7 @@ from tests.export.oracle import run, save
 from tests.tolerances import (
     BUNDLE_LOGITS,
     FIDELITY_EMULATION,
+    FLOAT32_LOGITS,
     RANDOM_INT8_AGREEMENT,
     RANDOM_INT8_MEDIAN_KL,
     REPORTED,
@@ -111,6 +112,18 @@ def test_a_prompt_read_in_pieces_is_what_transformers_makes_of_the_pieces(
         second = exported.oracle(ids[:, split:], past_key_values=first.past_key_values)
     for found, expected in zip(ours, (first, second), strict=True):
         assert np.abs(found - expected.logits[0, -1].numpy()).max() <= BUNDLE_LOGITS
+
+
+def test_contexts_read_in_one_step_give_what_they_give_apart(exported: Exported) -> None:
+    for bundle, tolerance in ((exported.int8, 0.0), (exported.fp32, FLOAT32_LOGITS)):
+        model = open_bundle(bundle, threads=1)
+        together = [model.new_context() for _ in range(3)]
+        for length, context in zip((1, 9, 40), together, strict=True):
+            context.prefill(token_ids()[0, :length].numpy())
+        apart = [context.fork() for context in together]
+        found = model.decode_batch(together, [5, 6, 7])
+        expected = [context.decode(token) for context, token in zip(apart, (5, 6, 7), strict=True)]
+        np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=tolerance)
 
 
 def test_the_int8_bundle_is_close_to_the_float_one(exported: Exported) -> None:

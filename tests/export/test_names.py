@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.export.family_cases import CASES
 from tests.export.oracle import make_v3, raw_config, save
 from tests.export.sparse_checkpoint import V3, write_sparse
 from torch import Tensor
@@ -175,6 +176,16 @@ def test_announced_mtp_modules_without_weights_are_left_out_with_a_note(
     found = sources_of(changed(original, tmp_path, {}, num_nextn_predict_layers=1))
     assert found.num_mtp_layers == 0
     assert "no weights" in found.notes[0]
+
+
+def test_the_mtp_module_of_longcat_is_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = save(CASES["longcat_flash"].make(num_layers=1), tmp_path)
+    assert sources_of(folder).notes == ()
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {"model.mtp.layers.0.eh_proj.weight": torch.ones(64, 128)}, file)
+    found = sources_of(folder)
+    assert found.num_mtp_layers == 0
+    assert "model.mtp.*" in found.notes[0]
 
 
 def test_the_first_of_several_mtp_modules_is_taken_with_a_note(

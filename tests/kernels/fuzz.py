@@ -19,7 +19,7 @@ from tests.graphs.one_op import Array, OneOpModels
 from tests.graphs.op_inputs import float_inputs, int8_inputs, with_cache
 from tests.kernels import test_native_experts, test_native_linear
 
-from shoal.graphs.cache_types import CACHE_TYPES
+from shoal.runtime.kernels.library import KernelLibrary, find_library
 
 BLOCK = 16
 _INTEGERS = (-(2**63), -17, -1, 0, 1, 3, 16, 17, 32, 2**31, 2**32 + 16, 2**62, 2**63 - 1)
@@ -29,22 +29,25 @@ _TYPES = (np.float32, np.float64, np.float16, np.int32, np.int64, np.uint8)
 Case = tuple[str, dict[str, Any], dict[str, Array]]
 
 
-def sound_case(rng: np.random.Generator) -> Case:
-    """An op with attributes and inputs that fit each other."""
+def sound_case(op: str, rng: np.random.Generator) -> Case:
+    """The op with attributes and inputs that fit each other."""
     seed, tokens = int(rng.integers(1000)), int(rng.integers(0, 20))
-    op = ("Linear", "PreciseLinear", "SparseExperts", "LatentAttention")[rng.integers(4)]
-    if op.endswith("Linear"):
+    attributes: dict[str, Any] = {"block_size": BLOCK}
+    if op in ("Linear", "PreciseLinear"):
         blocks, n = (int(count) for count in rng.integers(1, 5, 2))
         inputs = test_native_linear.make_inputs(seed, tokens, blocks, n, BLOCK)
-        return op, {"K": blocks * BLOCK, "N": n, "block_size": BLOCK}, dict(inputs)
-    if op == "SparseExperts":
-        inputs = test_native_experts.make_inputs(seed, tokens, 4, 2, BLOCK, d=1, f=2)
-        return op, {"num_experts_per_tok": 2, "block_size": BLOCK}, dict(inputs)
+        return op, attributes | {"K": blocks * BLOCK, "N": n}, inputs
+    if op in ("SparseExperts", "Int4SparseExperts"):
+        bits = 4 if op.startswith("Int4") else 8
+        inputs = test_native_experts.make_inputs(seed, tokens, 4, 2, BLOCK, d=1, f=2, bits=bits)
+        return op, attributes | {"num_experts_per_tok": 2}, inputs
+    attributes["softmax_scale"] = 0.2
+    cache_type = ("float32", "float16")[rng.integers(2)]
+    if op == "LatentAttentionInt8Cache":
+        cache_type, attributes["cache_block_size"] = "int8", 32
+    else:
+        assert op == "LatentAttention", f"no inputs for {op}"
     inputs = float_inputs(seed, tokens, tokens + int(rng.integers(0, 80)), h=2, n=5, r=4, c=32, v=6)
-    attributes: dict[str, Any] = {"softmax_scale": 0.2, "block_size": BLOCK}
-    cache_type = CACHE_TYPES[rng.integers(len(CACHE_TYPES))]
-    if cache_type == "int8":
-        op, attributes = "LatentAttentionInt8Cache", attributes | {"cache_block_size": 32}
     return op, attributes, int8_inputs(with_cache(inputs, cache_type), BLOCK)
 
 
@@ -101,23 +104,26 @@ def outcome_of(case: Case, models: OneOpModels) -> str:
 
 
 def main() -> int:
-    """Run the cases and print how many ended how."""
+    """Run the cases, of every op that has a kernel, and print how many ended how."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernels.fuzz", description=__doc__)
     parser.add_argument("library", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    library = find_library(args.library)
+    assert isinstance(library, KernelLibrary), library
     outcomes: Counter[str] = Counter()
     for seed in range(args.seed, args.seed + args.cases):
         rng = np.random.default_rng(seed)
-        case = sound_case(rng)
+        case = sound_case(library.ops[rng.integers(len(library.ops))], rng)
         for _ in range(rng.integers(0, 4)):
             case = damage(case, rng)
         folder = args.folder / "case"
         folder.mkdir()
         sys.stderr.write(f"seed {seed}: {case[0]}\n")
-        outcomes[outcome_of(case, OneOpModels(folder, args.library, threads=2))] += 1
+        outcome = outcome_of(case, OneOpModels(folder, args.library, threads=2))
+        outcomes[f"{case[0]} {outcome}"] += 1
         shutil.rmtree(folder)
     for outcome, count in sorted(outcomes.items()):
         print(f"{count} {outcome}")

@@ -22,25 +22,43 @@ Inputs = dict[str, Array]
 
 
 def make_inputs(
-    seed: int, tokens: int, experts: int, chosen: int, block_size: int, *, d: int = 2, f: int = 3
+    seed: int,
+    tokens: int,
+    experts: int,
+    chosen: int,
+    block_size: int,
+    *,
+    d: int = 2,
+    f: int = 3,
+    bits: int = 8,
 ) -> Inputs:
     """Random inputs; hidden size and expert width are d and f blocks."""
     rng = np.random.default_rng(seed)
     d, f = d * block_size, f * block_size
+    quantize = {8: quantize_blocks, 4: quantize_nibbles}[bits]
     gate_up = rng.standard_normal((experts, 2 * f, d), np.float32) * np.float32(1 / d)
     inputs: Inputs = {"x": grid(rng, (tokens, d), block_size)}
     inputs |= choose(rng, (tokens,), experts, chosen)
-    inputs["gate_up"], inputs["gate_up_scales"] = quantize_blocks(gate_up, block_size)
+    inputs["gate_up"], inputs["gate_up_scales"] = quantize(gate_up, block_size)
     down = rng.standard_normal((experts, d, f), np.float32)
-    inputs["down"], inputs["down_scales"] = quantize_blocks(down, block_size)
+    inputs["down"], inputs["down_scales"] = quantize(down, block_size)
     return inputs
 
 
+def widen(inputs: Inputs) -> Inputs:
+    """The int8 weights that weights of 4 bits stand for."""
+    return inputs | {name: unpack_nibbles(inputs[name]) for name in ("gate_up", "down")}
+
+
 def run(models: OneOpModels, inputs: Inputs) -> Array:
-    block_size = inputs["gate_up"].shape[-1] // inputs["gate_up_scales"].shape[-1]
-    chosen = inputs["expert_ids"].shape[-1]
-    attributes = {"num_experts_per_tok": chosen, "block_size": block_size}
-    (y,) = models.run("SparseExperts", attributes, inputs)
+    """y, by the op for the weights that are given."""
+    hidden, packed = inputs["x"].shape[-1], inputs["gate_up"].shape[-1]
+    attributes = {
+        "num_experts_per_tok": inputs["expert_ids"].shape[-1],
+        "block_size": hidden // inputs["gate_up_scales"].shape[-1],
+    }
+    op = "SparseExperts" if packed == hidden else "Int4SparseExperts"
+    (y,) = models.run(op, attributes, inputs)
     return y
 
 
@@ -110,18 +128,11 @@ def test_all_tokens_on_one_expert(models: OneOpModels) -> None:
 def test_4_bits_give_the_very_results_of_the_int8_weights_they_stand_for(
     models: OneOpModels, portable_models: OneOpModels, block_size: int, tokens: int
 ) -> None:
-    rng = np.random.default_rng(tokens)
-    experts, chosen, d, f = 5, 3, 2 * block_size, 3 * block_size
-    packed: Inputs = {"x": grid(rng, (tokens, d), block_size)}
-    packed |= choose(rng, (tokens,), experts, chosen)
-    for name, shape in (("gate_up", (experts, 2 * f, d)), ("down", (experts, d, f))):
-        weight = rng.standard_normal(shape, np.float32) * np.float32(1 / d)
-        packed[name], packed[f"{name}_scales"] = quantize_nibbles(weight, block_size)
-    wide = packed | {name: unpack_nibbles(packed[name]) for name in ("gate_up", "down")}
-    attributes = {"num_experts_per_tok": chosen, "block_size": block_size}
+    packed = make_inputs(tokens, tokens, 5, 3, block_size, bits=4)
+    wide = widen(packed)
     for forms in (models, portable_models):
-        (found,) = forms.run("Int4SparseExperts", attributes, packed)
-        assert np.array_equal(found, forms.run("SparseExperts", attributes, wide)[0])
+        found = run(forms, packed)
+        assert np.array_equal(found, run(forms, wide))
         if forms is models:  # bodies need not round activations where there is no dot product
             assert_near(found, int4_sparse_experts(**packed), FLOAT32_SUMS, tie_bound(**wide))
 

@@ -177,6 +177,29 @@ def test_a_context_in_use_by_another_thread_is_refused(model: Model) -> None:
     model.decode_batch([one, other], [3, 4])
 
 
+def test_threads_with_contexts_of_their_own_do_not_disturb_each_other(model: Model) -> None:
+    groups = [[filled(model, 9 * at + 5 * thread, at) for at in range(3)] for thread in range(2)]
+    apart = [[context.fork() for context in group] for group in groups]
+    found: list[list[Any]] = [[], []]
+
+    def decode(thread: int) -> None:
+        for step in range(6):
+            tokens = random_tokens(3, 10 * thread + step)
+            found[thread].append(model.decode_batch(groups[thread], tokens))
+
+    threads = [threading.Thread(target=decode, args=[thread]) for thread in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    for thread in range(2):
+        for step, logits in enumerate(found[thread]):
+            tokens = random_tokens(3, 10 * thread + step)
+            expected = [one.decode(t) for one, t in zip(apart[thread], tokens, strict=True)]
+            np.testing.assert_array_equal(logits, np.stack(expected))
+        assert len(found[thread]) == 6
+
+
 def test_a_failing_step_moves_no_context(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the last group of contexts fails, and then the module of the last drafter."""
     contexts = [filled(model, 3 + seed, seed) for seed in range(10)]

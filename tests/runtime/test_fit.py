@@ -320,7 +320,7 @@ def test_the_command_refuses_in_one_line(
     argv = ["run", str(int8_bundle), "--prompt", "x", "--max-context", "2000"]
     assert main([*argv, "--max-memory", "53M"]) == 1
     err = capsys.readouterr().err
-    assert "(left of max_memory)" in err
+    assert "(left of max_memory 53 MB, of which this process has 52.4 MB already)" in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
