@@ -84,7 +84,7 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="text for whose sake 4-bit weights are rounded, of the kind the model is for: about a "
-        "quarter less divergence (--weights int4-experts)",
+        "quarter to a third less divergence (--weights int4-experts)",
     )
     verb.add_argument(
         "--calibrate-tokens",
