@@ -51,6 +51,8 @@ def export_command(args: argparse.Namespace) -> int:
                 fidelity=not args.no_fidelity,
                 fidelity_text=args.fidelity_text,
                 fidelity_tokens=args.fidelity_tokens,
+                calibrate=args.calibrate,
+                calibrate_tokens=args.calibrate_tokens,
                 progress=progress,
             )
     if args.json:
@@ -119,7 +121,12 @@ def verify_checkpoint_command(args: argparse.Namespace) -> dict[str, Any]:
     fidelity = report.fidelity.to_json() if report.fidelity else None
     if not args.json:
         _write_verification(args, report, fidelity)
-    return {"path": str(args.checkpoint), "tensors": report.tensors, "fidelity": fidelity}
+    return {
+        "path": str(args.checkpoint),
+        "tensors": report.tensors,
+        "unchecked": len(report.unchecked),
+        "fidelity": fidelity,
+    }
 
 
 def _write_export(report: ExportReport) -> None:
@@ -148,6 +155,10 @@ def _write_verification(
     sys.stdout.write(
         f"{args.bundle}: {report.tensors} tensors and all graphs are what {args.checkpoint} gives\n"
     )
+    if report.unchecked:
+        sys.stdout.write(
+            f"not compared: {len(report.unchecked)} tensors, which were rounded for a text\n"
+        )
     if fidelity:
         write_pairs("\nFidelity to the float32 model, measured again", fidelity_rows(fidelity))
 

@@ -33,7 +33,11 @@ def dry_run_record(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]
     """
     target = Path(args.bundle).absolute()
     choice = TextChoice(
-        wanted=not args.no_fidelity, path=args.fidelity_text, num_tokens=args.fidelity_tokens
+        wanted=not args.no_fidelity,
+        path=args.fidelity_text,
+        num_tokens=args.fidelity_tokens,
+        calibrate=args.calibrate,
+        calibrate_tokens=args.calibrate_tokens,
     )
     recipe = choose_recipe(args.weights, args.block_size)
     model = open_model(checkpoint, recipe, choice)

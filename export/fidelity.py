@@ -46,10 +46,14 @@ class Fidelity:
     top1_agreement: float  # 0..1
     router_agreement: float | None  # 0..1; None without MoE layers
     router_agreement_by_layer: tuple[float, ...]
+    calibration: dict[str, Any] | None = None  # "text" and "tokens" that rounding was improved by
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, rounded to what is meaningful."""
-        return {key: _rounded(value) for key, value in asdict(self).items()}
+        record = {key: _rounded(value) for key, value in asdict(self).items()}
+        if self.calibration is None:
+            del record["calibration"]
+        return record
 
 
 def _rounded(value: Any) -> Any:
@@ -59,7 +63,12 @@ def _rounded(value: Any) -> Any:
 
 
 def fidelity_windows(
-    tokenizer: Tokenizer, text: Path | None, num_tokens: int, *, window: int = WINDOW
+    tokenizer: Tokenizer,
+    text: Path | None,
+    num_tokens: int,
+    *,
+    window: int = WINDOW,
+    option: str = "--fidelity-text",
 ) -> tuple[str, Tensor]:
     """Tokenize the fidelity text.
 
@@ -68,6 +77,7 @@ def fidelity_windows(
         text: a UTF-8 text file; None takes the text shipped with shoal.
         num_tokens: how many tokens to use at most.
         window: longest window.
+        option: what named the text, for errors.
 
     Returns:
         The text's name and int64 [B,T] windows.
@@ -81,7 +91,7 @@ def fidelity_windows(
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ExportError(
-            f"{text}: cannot be read as UTF-8 text ({reason}); choose another --fidelity-text"
+            f"{text}: cannot be read as UTF-8 text ({reason}); choose another {option}"
         ) from error
     ids = tokenizer.encode(content, add_special_tokens=False).ids
     prefix = tokenizer.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one
@@ -89,8 +99,8 @@ def fidelity_windows(
     count = min(num_tokens, len(ids)) // step if step > 1 else 0
     if count < 1:
         raise ExportError(
-            f"{name}: {min(num_tokens, len(ids))} tokens are too few to measure fidelity on; "
-            "choose a longer --fidelity-text or more --fidelity-tokens"
+            f"{name}: {min(num_tokens, len(ids))} tokens are too few; choose a "
+            f"longer {option} or more tokens of it"
         )
     windows = [prefix + ids[i * step : (i + 1) * step] for i in range(count)]
     return name, torch.tensor(windows, dtype=torch.int64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +108,7 @@ def fingerprint(
     raw_config: dict[str, Any],
     plan: WeightPlan,
     formats: dict[str, WeightFormat],
-    ids_BT: Tensor | None,
+    texts: Sequence[Tensor],
 ) -> str:
     """Changes with everything that the bytes of the bundle depend on."""
     files = sorted({header.file for header in checkpoint.tensors.values()})
@@ -116,7 +117,7 @@ def fingerprint(
         raw_config,
         {name: asdict(info) for name, info in plan.tensors.items()},
         {name: asdict(stored) for name, stored in formats.items()},
-        None if ids_BT is None else ids_BT.tolist(),
+        [ids_BT.tolist() for ids_BT in texts],
         [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

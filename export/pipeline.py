@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.export.assemble import Graphs, build_graphs
+from shoal.export.calibration import CalibrationText
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig
 from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows, read_tokenizer
@@ -36,6 +40,8 @@ from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.recipes import (
     DEFAULT_RECIPE,
+    FLOAT32,
+    INT4_EXPERTS,
     Recipe,
     WeightFormat,
     choose_recipe,
@@ -43,6 +49,7 @@ from shoal.graphs.recipes import (
 )
 
 DEFAULT_FIDELITY_TOKENS = 2048
+DEFAULT_CALIBRATE_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,8 @@ class TextChoice:
     wanted: bool
     path: Path | None  # None: the text shipped with shoal
     num_tokens: int
+    calibrate: Path | None = None  # text that improves rounding to 4 bits
+    calibrate_tokens: int = DEFAULT_CALIBRATE_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,8 @@ def export_bundle(
     fidelity: bool = True,
     fidelity_text: Path | None = None,
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
+    calibrate: Path | None = None,
+    calibrate_tokens: int = DEFAULT_CALIBRATE_TOKENS,
     progress: Progress = lambda done, total, what: None,
 ) -> ExportReport:
     """Export a checkpoint to a bundle.
@@ -111,6 +122,8 @@ def export_bundle(
         fidelity: measure KL divergence and agreement of the int8 weights on the way.
         fidelity_text: UTF-8 text to measure on; None takes the one shipped with shoal.
         fidelity_tokens: how many tokens of it to use at most.
+        calibrate: UTF-8 text whose inputs of routed experts 4-bit weights are rounded for.
+        calibrate_tokens: how many tokens of it to use at most.
         progress: called with (bytes written, bytes in all, tensor name).
 
     Raises:
@@ -124,7 +137,13 @@ def export_bundle(
         model = open_model(
             checkpoint,
             recipe,
-            TextChoice(wanted=fidelity, path=fidelity_text, num_tokens=fidelity_tokens),
+            TextChoice(
+                wanted=fidelity,
+                path=fidelity_text,
+                num_tokens=fidelity_tokens,
+                calibrate=calibrate,
+                calibrate_tokens=calibrate_tokens,
+            ),
         )
         files, measured = _write_files(bundle, work, model, resume, progress)
         _check_graphs(work, model.graphs)
@@ -159,10 +178,10 @@ def _write_files(
 ) -> tuple[dict[str, FileInfo], Fidelity | None]:
     """Everything of the bundle but its manifest, from where a journal says."""
     plan, text = model.graphs.plan, model.text
-    ids_BT = None if text is None else text.ids_BT
+    texts = () if text is None else text.parts
     journal = Journal(
         work,
-        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.formats, ids_BT),
+        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.formats, texts),
     )
     point = journal.read() if resume else None
     position = 0 if point is None else point.position
@@ -194,6 +213,7 @@ def open_model(folder: Path, recipe: Recipe | None, choice: TextChoice) -> Expor
     checkpoint = open_weights(folder, config)
     parameters = parameter_sources(config, checkpoint)
     tokenizer, special_tokens = open_tokenizer(folder, raw_config, config.vocab_size)
+    _check_calibration(recipe, choice)
     text, notes = None, (*parameters.notes, *_rope_notes(config))
     if choice.wanted and recipe is not None:
         text, text_notes = _text(folder, tokenizer, config, choice)
@@ -242,13 +262,46 @@ def _text(
     window = min(WINDOW, config.max_position_embeddings)
     tokenizer = read_tokenizer(files[TOKENIZER_FILE], folder / TOKENIZER_FILE)
     name, ids_BT = fidelity_windows(tokenizer, choice.path, choice.num_tokens, window=window)
-    largest = int(ids_BT.max())
+    calibration = _calibration(tokenizer, choice, ids_BT.shape[1])
+    text = FidelityText(name=name, ids_BT=ids_BT, calibration=calibration)
+    largest = int(text.all_ids.max())
     if largest >= config.vocab_size:
         raise CheckpointError(
             f"{folder / TOKENIZER_FILE}: expected token ids below vocab_size {config.vocab_size}, "
             f"found {largest}; config.json and tokenizer.json must belong together"
         )
-    return FidelityText(name=name, ids_BT=ids_BT), ()
+    return text, ()
+
+
+def _check_calibration(recipe: Recipe | None, choice: TextChoice) -> None:
+    if choice.calibrate is None:
+        return
+    if recipe is None or all(form.bits != 4 for form in recipe.formats.values()):
+        found = FLOAT32 if recipe is None else recipe.name
+        raise ExportError(
+            f"--calibrate: expected a recipe with 4-bit weights, found {found}; add --weights "
+            f"{INT4_EXPERTS} or leave it out"
+        )
+    if not choice.wanted:
+        raise ExportError("--calibrate: works while fidelity is measured; drop --no-fidelity")
+
+
+def _calibration(tokenizer: Tokenizer, choice: TextChoice, window: int) -> CalibrationText | None:
+    """Windows spread over the text to calibrate on, as long as those fidelity is measured on."""
+    if choice.calibrate is None:
+        return None
+    name, all_BT = fidelity_windows(
+        tokenizer, choice.calibrate, sys.maxsize, window=window, option="--calibrate"
+    )
+    count = min(len(all_BT), choice.calibrate_tokens // window)
+    if all_BT.shape[1] < window or count < 1:
+        raise ExportError(
+            f"{name}: expected a window of {window} tokens, found "
+            f"{min(all_BT.numel(), choice.calibrate_tokens)} tokens; choose a longer text or more "
+            "--calibrate-tokens"
+        )
+    chosen = torch.arange(count) * len(all_BT) // count
+    return CalibrationText(name=name, ids_BT=all_BT[chosen])
 
 
 def _rope_notes(config: ModelConfig) -> tuple[str, ...]:

@@ -38,15 +38,21 @@ class TwoStreams:
 
     Attributes:
         ids_BT: The text.
+        num_measured: How many of its windows fidelity is measured on; the others calibrate.
         expert_ids: [2B,T,K] for each layer with experts passed, in order.
     """
 
     def __init__(
-        self, config: ModelConfig, formats: dict[str, WeightFormat], ids_BT: Tensor
+        self,
+        config: ModelConfig,
+        formats: dict[str, WeightFormat],
+        ids_BT: Tensor,
+        num_measured: int,
     ) -> None:
         self._config = config
         self._formats = formats
         self.ids_BT = ids_BT
+        self.num_measured = num_measured
         self.expert_ids: list[Tensor] = []
         b, t = ids_BT.shape
         self._num_windows = b
@@ -143,9 +149,30 @@ class TwoStreams:
         module.weight = nn.Parameter(norm, requires_grad=False)
         name = "embed_tokens" if self._config.tie_word_embeddings else "lm_head"
         stored = self._formats.get(f"{name}.weight")
-        reference, served = self._halves(module(self._hidden))
-        reference, served = reference.flatten(0, 1), served.flatten(0, 1)
+        halves = self._halves(module(self._hidden))
+        reference, served = (half[: self.num_measured].flatten(0, 1) for half in halves)
         return reference, _rounded(served, stored)
+
+    def measured_expert_ids(self) -> list[Tensor]:
+        """As ``expert_ids``, without the windows that calibrate."""
+        return [
+            torch.cat([half[: self.num_measured] for half in self._halves(ids)])
+            for ids in self.expert_ids
+        ]
+
+    def calibration_inputs(self, expert: int, *, is_first: bool) -> Tensor:
+        """What the windows that calibrate give a matrix of a routed expert, as served, [..,K].
+
+        Args:
+            expert: Its number in the present layer.
+            is_first: Whether the matrix is the first; the second's inputs are there when all first
+                ones have passed.
+        """
+        x, ids = (halves[1] for halves in self._expert_halves())
+        routed = (ids == expert).any(-1)
+        if is_first:
+            return x[self.num_measured :][routed[self.num_measured :]]
+        return self._activated[expert][1][int(routed[: self.num_measured].sum()) :]
 
     def _expert_halves(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         return self._halves(self._expert_input), self._halves(self.expert_ids[-1])

@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.export.calibration import CalibrationText, round_with_inputs
 from shoal.export.checkpoint import Checkpoint
 from shoal.export.config import ModelConfig
 from shoal.export.fidelity import Fidelity, HeadComparison
@@ -54,10 +55,26 @@ _LINEAR_MAPS = ("_proj.weight", "_proj_with_mqa.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityText:
-    """What to measure fidelity on: a name and int64 windows [B,T]."""
+    """What to measure fidelity on: a name and int64 windows [B,T]; and what else rides along.
+
+    ``calibration``, with windows of the same length, improves the rounding to 4 bits.
+    """
 
     name: str
     ids_BT: Tensor
+    calibration: CalibrationText | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The windows to measure on and, if there are any, those to calibrate on."""
+        return (
+            (self.ids_BT,) if self.calibration is None else (self.ids_BT, self.calibration.ids_BT)
+        )
+
+    @property
+    def all_ids(self) -> Tensor:
+        """All windows."""
+        return torch.cat(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +117,7 @@ class Transfer:
         self._sink = sink
         self._text = text
         self._workers = os.cpu_count() or 1
+        self._calibrated: TwoStreams | None = None  # set while experts pass that a text improves
 
     def run(
         self, resume: ResumePoint | None = None, note: Note = lambda streams: None
@@ -131,7 +149,7 @@ class Transfer:
     def _run_measured(
         self, text: FidelityText, resume: ResumePoint | None, note: Note
     ) -> Fidelity | None:
-        streams = TwoStreams(self._config, self._formats, text.ids_BT)
+        streams = TwoStreams(self._config, self._formats, text.all_ids, len(text.ids_BT))
         if resume is not None:
             streams.restore(resume.streams)
         comparison: HeadComparison | None = None
@@ -157,7 +175,11 @@ class Transfer:
             if comparison is None:  # from the final norm on, the last layer is begun from
                 note(streams.state())
         assert comparison is not None, "a model has a final norm"
-        return comparison.finish(text.name, streams.expert_ids)
+        fidelity = comparison.finish(text.name, streams.measured_expert_ids())
+        if text.calibration is None:
+            return fidelity
+        tokens = text.calibration.ids_BT.numel()
+        return replace(fidelity, calibration={"text": text.calibration.name, "tokens": tokens})
 
     def _measure_layer(self, streams: TwoStreams, layer: int, names: list[str]) -> None:
         prefix = f"layers.{layer}."
@@ -181,9 +203,12 @@ class Transfer:
         for name in pending:
             self._move(name)
         experts = [name for name in names if _is_experts(name)]
+        if len(streams.ids_BT) > streams.num_measured:
+            self._calibrated = streams
         for name in experts:
             is_first = name.endswith(".gate_up")
             self._move(name, each=streams.expert_gate_up if is_first else streams.expert_down)
+        self._calibrated = None
         if experts:
             streams.end_layer()
 
@@ -234,13 +259,31 @@ class Transfer:
                 return _Chunk(
                     start=start, weight=weight, served=weight, encoded=encoded, scales=None
                 )
-            encode = quantize_blocks if stored.bits == 8 else quantize_nibbles
-            codes, scales = encode(weight.numpy(), stored.block_size)
+            if stored.bits == 8:
+                codes, scales = quantize_blocks(weight.numpy(), stored.block_size)
+            elif self._calibrated is None:
+                codes, scales = quantize_nibbles(weight.numpy(), stored.block_size)
+            else:
+                codes, scales = _calibrated(self._calibrated, name, start, weight, stored)
             served = weight
             if with_served:
                 wide = codes if stored.bits == 8 else unpack_nibbles(codes)
                 served = torch.from_numpy(dequantize_blocks(wide, scales))
             return _Chunk(start=start, weight=weight, served=served, encoded=codes, scales=scales)
+
+
+def _calibrated(
+    streams: TwoStreams, name: str, start: int, weight: Tensor, stored: WeightFormat
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Packed codes and scales of the experts from ``start`` on, rounded with their inputs."""
+    is_first = name.endswith(".gate_up")
+    pairs = [
+        round_with_inputs(
+            matrix.numpy(), streams.calibration_inputs(expert, is_first=is_first), stored.block_size
+        )
+        for expert, matrix in enumerate(weight, start)
+    ]
+    return np.stack([codes for codes, _ in pairs]), np.stack([scales for _, scales in pairs])
 
 
 def _map_large_arrays() -> None:

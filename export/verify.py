@@ -18,6 +18,7 @@ from shoal.export.weights import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest
+from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.recipes import FLOAT32, Recipe
 
 
@@ -27,6 +28,7 @@ class VerifyReport:
 
     Attributes:
         tensors: how many tensors of weights.bin were compared.
+        unchecked: names of those that were not, because they were rounded for a text.
         differing: names of the tensors and files that differ; empty when all is well.
         fidelity: measured again, or None without a tokenizer.
     """
@@ -34,6 +36,7 @@ class VerifyReport:
     tensors: int
     differing: tuple[str, ...]
     fidelity: Fidelity | None
+    unchecked: tuple[str, ...] = ()
 
 
 def verify_against_checkpoint(
@@ -66,7 +69,8 @@ def verify_against_checkpoint(
             f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
             "name the right one or export it again"
         )
-    choice = TextChoice(wanted=True, path=fidelity_text, num_tokens=fidelity_tokens)
+    is_calibrated = "calibration" in (manifest.fidelity or {})
+    choice = TextChoice(wanted=not is_calibrated, path=fidelity_text, num_tokens=fidelity_tokens)
     model = open_model(checkpoint, _recipe_of(manifest), choice)
     files = small_files(model)
     differing = [
@@ -81,10 +85,16 @@ def verify_against_checkpoint(
         measured = transfer_of(model, sink).run()
     finally:
         sink.close()
+    unchecked: tuple[str, ...] = ()
+    if is_calibrated:
+        formats = model.graphs.formats.items()
+        packed = [name for name, form in formats if form.bits == 4 and name.startswith("layers.")]
+        unchecked = tuple(name for kept in packed for name in (kept, kept + SCALES_SUFFIX))
     return VerifyReport(
-        tensors=len(manifest.tensors),
-        differing=(*differing, *sink.differing),
+        tensors=len(manifest.tensors) - len(unchecked),
+        differing=(*differing, *(name for name in sink.differing if name not in unchecked)),
         fidelity=measured,
+        unchecked=unchecked,
     )
 
 

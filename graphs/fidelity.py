@@ -24,6 +24,8 @@ def fidelity_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("same likeliest token", _join(record, "{top1_agreement:.2%} of the positions")),
         ("same experts", _join(record, "{router_agreement:.2%} of those chosen")),
     ]
+    if record.get("calibration"):
+        rows.append(("calibrated on", _join(record["calibration"], "{text}, {tokens} tokens")))
     return [(name, value) for name, value in rows if value]
 
 

@@ -121,14 +121,19 @@ def quantize_nibbles(weight: Floats, block_size: int) -> tuple[Codes, Floats]:
     step = max(1, _STRIP_VALUES // block_size)
     for start in range(0, len(blocks), step):
         strip = slice(start, start + step)
-        steps = _best_nibble_steps(blocks[strip])
-        codes = (_nibbles(blocks[strip], steps) + np.float32(8)).astype(np.uint8)
-        packed[strip] = codes[:, 0::2] | codes[:, 1::2] << 4
+        steps = best_nibble_steps(blocks[strip])
+        packed[strip] = pack_nibbles(nibbles(blocks[strip], steps))
         scales[strip] = steps / np.float32(16)
     return (
         packed.reshape(*weight.shape[:-1], -1),
         scales.reshape(*weight.shape[:-1], -1),
     )
+
+
+def pack_nibbles(codes: Floats) -> Codes:
+    """Bytes uint8 [.., K/2] of the codes -8..7 [.., K], the first of two in the low half."""
+    shifted = (codes + np.float32(8)).astype(np.uint8)
+    return shifted[..., 0::2] | np.left_shift(shifted[..., 1::2], 4)
 
 
 def unpack_nibbles(packed: Codes) -> Codes:
@@ -165,7 +170,7 @@ def largest_error(scales: Floats) -> Floats:
     return scales * np.float32(0.5 + rounding) + np.float32(LARGEST_CODE) * _SMALLEST_SCALE
 
 
-def _nibbles(blocks: Floats, steps: Floats) -> Floats:
+def nibbles(blocks: Floats, steps: Floats) -> Floats:
     """Nearest multiples of each block's step, -8..7 [blocks, block_size]."""
     reciprocal = np.divide(1.0, steps, out=np.zeros_like(steps), where=steps != 0)
     codes = blocks * reciprocal[:, None]
@@ -174,8 +179,13 @@ def _nibbles(blocks: Floats, steps: Floats) -> Floats:
     return clipped
 
 
-def _best_nibble_steps(blocks: Floats) -> Floats:
-    """For each block [blocks, block_size] the step with the smallest sum of squared errors."""
+def best_nibble_steps(blocks: Floats, importance: Floats | None = None) -> Floats:
+    """For each block [blocks, block_size] the step with the smallest sum of squared errors.
+
+    Args:
+        blocks: float32 [blocks, block_size].
+        importance: weights of the squares [block_size]; None weighs all alike.
+    """
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[:, None], -1)[:, 0]
     if not np.isfinite(peak).all():
         raise ExportError(
@@ -185,15 +195,15 @@ def _best_nibble_steps(blocks: Floats) -> Floats:
     reciprocal = np.divide(1.0, peak, out=np.zeros_like(peak), where=peak != 0)
     shares = blocks * reciprocal[:, None]  # of the largest value, so that squares stay in range
     best = np.full_like(peak, _NIBBLE_STEPS[0])
-    smallest = _squared_errors(shares, _NIBBLE_STEPS[0])
+    smallest = _squared_errors(shares, _NIBBLE_STEPS[0], importance)
     for step in _NIBBLE_STEPS[1:]:
-        errors = _squared_errors(shares, step)
+        errors = _squared_errors(shares, step, importance)
         is_better = errors < smallest
         best[is_better], smallest[is_better] = step, errors[is_better]
     return peak * best
 
 
-def _squared_errors(shares: Floats, step: float) -> Floats:
+def _squared_errors(shares: Floats, step: float, importance: Floats | None) -> Floats:
     """Of each block, added in halves: in one order on every machine."""
     errors = shares * np.float32(1 / step)
     np.rint(errors, out=errors)
@@ -201,6 +211,8 @@ def _squared_errors(shares: Floats, step: float) -> Floats:
     errors *= np.float32(step)
     errors -= shares
     errors *= errors
+    if importance is not None:
+        errors *= importance
     while errors.shape[1] > 1:
         half = errors.shape[1] // 2
         errors = errors[:, :half] + errors[:, half:]

@@ -24,6 +24,8 @@ SURFACE = {
     "export": [
         *HUB,
         "--block-size",
+        "--calibrate",
+        "--calibrate-tokens",
         "--dry-run",
         "--fidelity-text",
         "--fidelity-tokens",
@@ -287,6 +289,7 @@ def test_defaults_shown_for_export_are_the_exporters() -> None:
     from shoal.export import pipeline
 
     assert options_export.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
+    assert options_export.DEFAULT_CALIBRATE_TOKENS == pipeline.DEFAULT_CALIBRATE_TOKENS
 
 
 def test_default_shown_for_eval_is_the_evaluations() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from shoal.export.pipeline import export_bundle
 from shoal.export.verify import verify_against_checkpoint
+from shoal.graphs.fidelity import shipped_text
 from shoal.runtime import open_bundle
 from shoal.runtime.commands.cli import main
 
@@ -27,9 +27,28 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
+def calibrated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrated on the shipped text without its beginning."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "text.txt").write_text(shipped_text()[8000:], encoding="utf-8")
+    export_bundle(
+        tiny_checkpoint,
+        folder / "b",
+        weights="int4-experts",
+        fidelity_tokens=TOKENS,
+        calibrate=folder / "text.txt",
+    )
+    return folder / "b"
+
+
+@pytest.fixture(scope="module")
 def kl(bundle: Path, fp32_bundle: Path, tiny_checkpoint: Path) -> np.ndarray:
     """KL divergence from the float32 bundle at each position of the shipped text's beginning."""
-    text = (files("shoal.graphs") / "data" / "shipped.txt").read_text(encoding="utf-8")
+    return _divergence(bundle, fp32_bundle, tiny_checkpoint)
+
+
+def _divergence(bundle: Path, fp32_bundle: Path, tiny_checkpoint: Path) -> np.ndarray:
+    text = shipped_text()
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
     begin = tokenizer.encode("").ids[:1]
     ids = begin + tokenizer.encode(text, add_special_tokens=False).ids[: TOKENS - len(begin)]
@@ -76,6 +95,23 @@ def test_the_bundle_stays_close_to_the_float_model(bundle: Path, kl: np.ndarray)
 def test_the_weights_can_be_derived_again(bundle: Path, tiny_checkpoint: Path) -> None:
     report = verify_against_checkpoint(bundle, tiny_checkpoint, fidelity_tokens=64)
     assert report.differing == ()
+
+
+def test_calibration_brings_it_closer_on_another_text(
+    calibrated: Path, kl: np.ndarray, fp32_bundle: Path, tiny_checkpoint: Path
+) -> None:
+    found = _divergence(calibrated, fp32_bundle, tiny_checkpoint)
+    assert np.median(found) <= 0.85 * np.median(kl)
+    assert found.mean() < kl.mean()
+
+
+def test_what_a_text_has_rounded_is_left_out_of_the_comparison(
+    calibrated: Path, tiny_checkpoint: Path
+) -> None:
+    report = verify_against_checkpoint(calibrated, tiny_checkpoint)
+    assert report.differing == ()
+    assert len(report.unchecked) == 4 * 2 * 2  # layers, matrices, codes and scales
+    assert all(".mlp.experts." in name for name in report.unchecked)
 
 
 def test_inspect_says_what_is_stored_how(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.tolerances import CACHE_ROUNDING_KL
 
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.bundle import Bundle
@@ -203,3 +204,19 @@ def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) ->
         progress(100, 200, "tiny")
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"eval:  50%, 100 of 200 tokens, \d+ s left, tiny", line)
+
+
+def test_a_smaller_cache_is_compared_with_the_stored_predictions_of_a_large_one(
+    fp32_bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["eval", str(fp32_bundle), "--text", text, "--threads", "1", "--json"]
+    stored = str(tmp_path / "float32.ref")
+    assert main([*argv, "--save-reference", stored]) == 0
+    capsys.readouterr()
+    medians = []
+    for cache in ("float16", "int8"):
+        assert main([*argv, "--reference", stored, "--cache", cache]) == 0
+        _, model = json.loads(capsys.readouterr().out)["models"]
+        medians.append(model["agreement"]["kl_median"])
+        assert medians[-1] <= CACHE_ROUNDING_KL["int8"]
+    assert medians[0] < medians[1]

@@ -43,6 +43,7 @@ def export_calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[di
 def test_options_reach_the_exporter(export_calls: list[dict[str, Any]]) -> None:
     argv = ["export", "c", "b", "--weights", "fp32", "--block-size", "64", "--force"]
     argv += ["--fidelity-text", "t.txt", "--fidelity-tokens", "99", "--no-fidelity"]
+    argv += ["--calibrate", "c.txt", "--calibrate-tokens", "7"]
     assert main(argv) == 0
     (call,) = export_calls
     del call["progress"]
@@ -56,6 +57,8 @@ def test_options_reach_the_exporter(export_calls: list[dict[str, Any]]) -> None:
         "fidelity": False,
         "fidelity_text": Path("t.txt"),
         "fidelity_tokens": 99,
+        "calibrate": Path("c.txt"),
+        "calibrate_tokens": 7,
     }
 
 
