@@ -1,10 +1,10 @@
 """Multiple-choice tasks: which ending of a text does a model find likeliest?
 
-Items are JSON lines in the format of HellaSwag: "endings", "label" (which is right, from 0), and
-either "ctx" or "ctx_a" and "ctx_b"; "activity_label" goes in front if it is there. Text is cleaned
-and accuracy defined as in the HellaSwag task of EleutherAI's lm-evaluation-harness, so that figures
-compare: acc takes the ending with the largest log-likelihood, acc_norm divides log-likelihoods by
-the number of characters first.
+Items are JSON lines in the format of HellaSwag: "endings", "label" (which is right, from 0;
+"expected_index" will do), and either "ctx" or "ctx_a" and "ctx_b"; "activity_label" goes in front
+if it is there. Text is cleaned and accuracy defined as in the HellaSwag task of EleutherAI's
+lm-evaluation-harness, so that figures compare: acc takes the ending with the largest
+log-likelihood, acc_norm divides log-likelihoods by the number of characters first.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def task_score(found: ChoiceLog, reference: ChoiceLog | None) -> TaskScore:
 
 
 def _item(item: dict[str, object], where: str) -> ChoiceItem:
-    endings, label = item.get("endings"), item.get("label")
+    endings, label = item.get("endings"), item.get("label", item.get("expected_index"))
     context = item.get("ctx")
     first, second = item.get("ctx_a"), item.get("ctx_b")
     if isinstance(first, str) and isinstance(second, str):

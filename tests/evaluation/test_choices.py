@@ -105,6 +105,12 @@ def test_items_are_cleaned_as_the_harness_does(tmp_path: Path) -> None:
     assert found.right == 1
 
 
+def test_the_right_ending_may_be_an_expected_index(tmp_path: Path) -> None:
+    item = {"ctx": "A fish", "endings": ["walks.", "swims."], "expected_index": 1}
+    (found,) = read_task(task_file(tmp_path, item)).items
+    assert found.right == 1
+
+
 def test_a_context_may_be_given_whole(tmp_path: Path) -> None:
     (found,) = read_task(task_file(tmp_path, ITEM)).items
     assert (found.context, found.right) == ("A fish", 0)
