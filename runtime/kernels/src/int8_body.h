@@ -63,29 +63,47 @@ void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid
   }
   Vec::F4 sums[Tokens];
   for (auto& each : sums) each = Vec::zero4();
-  for (int64_t b = 0; b < blocks; ++b) {
-    typename Vec::I4 dots[Tokens];
-    Vec::block_dots<Tokens, Step>(w, x.codes + token * weight.k + b * weight.block, weight.k,
-                                  weight.block, dots);
+  const int8_t* codes = x.codes + token * weight.k;
+  const auto add = [&](int64_t b, const typename Vec::I4 dots[Tokens]) {
     const Vec::F4 w_scales = Vec::gather4(s[0] + b, s[1] + b, s[2] + b, s[3] + b);
     for (int t = 0; t < Tokens; ++t) {
       const int64_t at = (token + t) * blocks + b;
       const int32_t offset = Vec::kTakesOffsets ? x.offsets[at] : 0;
       sums[t] = Vec::add_block(sums[t], dots[t], offset, x.scales[at], w_scales);
     }
-    for (auto& each : w) {
-      if constexpr (Fetch) {
-        // Processors stop fetching ahead at the end of a 4 KiB page, which mapped files have; so
-        // ask for the next four rows (harmless past the end of the weight).
-        for (int64_t i = 0; i < weight.block; i += 64) fetch(each + 4 * weight.k + i);
-      }
-      each += weight.block;
-    }
     if constexpr (Fetch) {
       if (b % 16 == 0) {
         for (const float* each : s) fetch(each + 4 * blocks + b);
       }
     }
+  };
+  const auto advance = [&](int64_t bytes) {
+    codes += bytes;
+    for (auto& each : w) {
+      if constexpr (Fetch) {
+        // Processors stop fetching ahead at the end of a 4 KiB page, which mapped files have; so
+        // ask for the next four rows (harmless past the end of the weight).
+        for (int64_t i = 0; i < bytes; i += 64) fetch(each + 4 * weight.k + i);
+      }
+      each += bytes;
+    }
+  };
+  int64_t b = 0;
+  const auto take_pairs = [&](auto vec) {  // a template: few instruction sets have pair_dots
+    for (; b + 2 <= blocks; b += 2) {
+      typename Vec::I4 dots[2][Tokens];
+      decltype(vec)::template pair_dots<Tokens>(w, codes, weight.k, dots);
+      add(b, dots[0]);
+      add(b + 1, dots[1]);
+      advance(2 * Step);
+    }
+  };
+  if constexpr (Step == 32 && Vec::kPairsOfBlocks) take_pairs(Vec{});
+  for (; b < blocks; ++b) {
+    typename Vec::I4 dots[Tokens];
+    Vec::block_dots<Tokens, Step>(w, codes, weight.k, weight.block, dots);
+    add(b, dots);
+    advance(weight.block);
   }
   for (int t = 0; t < Tokens; ++t) Vec::store4(y + (token + t) * y_stride, sums[t], valid);
 }

@@ -17,7 +17,9 @@ namespace {
 
 constexpr int64_t kStripSlots = 128;  // slots computed at a time: bounds a task's scratch
 constexpr int64_t kTaskOutputs = 64;  // outputs of one task of the second product
-constexpr int64_t kUnpackedRows = 32;  // rows of 4-bit weights that are int8 codes at a time
+// Rows of 4-bit weights that are int8 codes at a time: of few tokens, as many as stay in the
+// first-level cache; of many, as many as Isa::product packs.
+constexpr int64_t kUnpackedRows = 32, kUnpackedRowsOfFew = 8, kFewTokens = 8;
 
 struct Sizes {
   int64_t tokens, slots_per_token, slots, hidden, experts, width, block;
@@ -75,14 +77,17 @@ struct RowsPlace {
 // The low and then the high half of every byte, times 16: int8 codes.
 void unpack(const uint8_t* packed, int64_t count, uint8_t* codes) {
   constexpr int64_t kAhead = 1024;  // bytes: mapped files have small pages
-  for (int64_t start = 0; start < count; start += 64) {
+  constexpr int64_t kStep = 64;     // a number of turns the compiler knows: half as fast again
+  const auto widen = [&](int64_t i) {
+    codes[2 * i] = static_cast<uint8_t>(packed[i] << 4);
+    codes[2 * i + 1] = packed[i] & 0xf0;
+  };
+  int64_t start = 0;
+  for (; start + kStep <= count; start += kStep) {
     __builtin_prefetch(packed + start + kAhead, 0, 2);
-    const int64_t stop = std::min(count, start + 64);
-    for (int64_t i = start; i < stop; ++i) {
-      codes[2 * i] = static_cast<uint8_t>(packed[i] << 4);
-      codes[2 * i + 1] = packed[i] & 0xf0;
-    }
+    for (int64_t i = 0; i < kStep; ++i) widen(start + i);
   }
+  for (; start < count; ++start) widen(start);
 }
 
 // Isa::product of weights with 8 bits or, some rows at a time, with 4.
@@ -94,8 +99,9 @@ void multiply(const Int8Weight& weight, const Sizes& sizes, int64_t first, int64
   }
   auto* codes = static_cast<uint8_t*>(
       scratch_bytes(Scratch::kUnpacked, static_cast<size_t>(kUnpackedRows * weight.k)));
-  for (int64_t n = 0; n < count; n += kUnpackedRows) {
-    const int64_t rows = std::min(kUnpackedRows, count - n);
+  const int64_t step = tokens < kFewTokens ? kUnpackedRowsOfFew : kUnpackedRows;
+  for (int64_t n = 0; n < count; n += step) {
+    const int64_t rows = std::min(step, count - n);
     unpack(weight.codes + (first + n) * weight.k / 2, rows * weight.k / 2, codes);
     const Int8Weight part{codes, weight.scales + (first + n) * (weight.k / weight.block), weight.k,
                           weight.block, codes};

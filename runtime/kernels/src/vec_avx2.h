@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr int kDotRows = 2, kDotColumns = 4;
   static constexpr int kSumRows = 3, kSumVectors = 4;
+  static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
 
   using F = __m256;
 

@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kSumRows = 6, kSumVectors = 4;
   static constexpr int kTokens = 4;
   static constexpr bool kTakesOffsets = true;
+  static constexpr bool kPairsOfBlocks = true;
 
   using F = __m512;
 
@@ -103,11 +104,7 @@ struct Vec {
         }
       }
       for (int t = 0; t < Tokens; ++t) {
-        const __m512i* of = sums[t];
-        const __m512i ab = pair_sums(of[0], of[1]), cd = pair_sums(of[2], of[3]);
-        // Each quarter of `all` holds partial sums of the four rows.
-        const __m512i all =
-            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        const __m512i all = row_sums(sums[t]);
         const __m256i half =
             _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
         dots[t] = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
@@ -121,6 +118,28 @@ struct Vec {
         dots[t] = sums_of_four(sums[0], sums[1], sums[2], sums[3]);
       }
     }
+  }
+  // Of two blocks of 32, which fill a vector.
+  template <int Tokens>
+  static void pair_dots(const uint8_t* const w[4], const int8_t* x, int64_t x_stride,
+                        I4 dots[2][Tokens]) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i u[4];
+    for (int r = 0; r < 4; ++r) u[r] = _mm512_loadu_si512(w[r]);
+    for (int t = 0; t < Tokens; ++t) {
+      const __m512i s = _mm512_loadu_si512(x + t * x_stride);
+      __m512i sums[4];
+      for (int r = 0; r < 4; ++r) sums[r] = _mm512_dpbusd_epi32(zero, u[r], s);
+      const __m512i all = row_sums(sums);
+      const __m512i both = _mm512_add_epi32(all, _mm512_shuffle_i64x2(all, all, 0xb1));
+      dots[0][t] = _mm512_castsi512_si128(both);
+      dots[1][t] = _mm512_extracti32x4_epi32(both, 2);
+    }
+  }
+  // Partial sums of four rows in each quarter of a vector.
+  static __m512i row_sums(const __m512i of[4]) {
+    const __m512i ab = pair_sums(of[0], of[1]), cd = pair_sums(of[2], of[3]);
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
   }
   static __m512i pair_sums(__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));

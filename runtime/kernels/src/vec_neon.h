@@ -14,6 +14,7 @@ struct Neon {
   static constexpr int kWidth = 4;
   static constexpr int kDotRows = 4, kDotColumns = 4;
   static constexpr int kSumRows = 4, kSumVectors = 4;
+  static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
 
   using F = float32x4_t;
 

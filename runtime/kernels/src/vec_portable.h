@@ -15,6 +15,7 @@ struct Vec {
   static constexpr int kWidth = 8;
   static constexpr int kDotRows = 2, kDotColumns = 4;  // register tile of dot_rows
   static constexpr int kSumRows = 2, kSumVectors = 2;  // register tile of add_weighted_rows
+  static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
   static constexpr int kTokens = 2;                    // register tile of product
   static constexpr bool kTakesOffsets = true;  // block_dots leaves the zero point to the offset
 
