@@ -10,7 +10,7 @@ import pytest
 
 from shoal.runtime import open_bundle
 from shoal.runtime.commands.cli import main
-from shoal.runtime.model import Model
+from shoal.runtime.text_files import TextFiles
 
 PROMPT = "Once upon a time there was a fisherman who lived with his wife in a small house by the "
 
@@ -19,7 +19,7 @@ PROMPT = "Once upon a time there was a fisherman who lived with his wife in a sm
 def template(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chat template; the trained tiny model is a base model and has none."""
     source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    monkeypatch.setattr(Model, "_template_source", (source, "template"))
+    monkeypatch.setattr(TextFiles, "_template_source", (source, "template"))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 from shoal.runtime.lm_eval import ShoalLM, main
 from shoal.runtime.model import Model
+from shoal.runtime.text_files import TextFiles
 
 ITEMS = (
     ("And God said unto", [" him", " Moses", " elephant soup"], 0),
@@ -209,7 +210,7 @@ def test_chats_are_the_text_of_the_template_and_begin_once(
 ) -> None:
     bos = model.decode([lm.prefix_token_id], skip_special_tokens=False)
     source = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
-    monkeypatch.setattr(type(lm.model), "_template_source", (source, "here"))
+    monkeypatch.setattr(TextFiles, "_template_source", (source, "here"))
     text = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
     assert text == f"{bos}<|user|>Hello"
     ids = lm.tok_encode(text)
