@@ -118,6 +118,7 @@ class Model:
         self._settings = settings
         self._max_memory = max_memory
         self._audit = RowAudit()
+        self._auto_draft = AutoDraft()
         self._text = TextFiles(bundle)
         check_cache(bundle, cache_type)
         self._layout = CacheLayout(
@@ -350,7 +351,7 @@ class Model:
         return Speculation(
             context,
             drafter,
-            AutoDraft() if draft == "auto" else FixedDraft(int(draft)),
+            self._auto_draft if draft == "auto" else FixedDraft(int(draft)),
             self._audit,
             shortest=shortest_depth(self._settings),
             warn=draft != "auto",

@@ -61,7 +61,8 @@ def bench_command(args: argparse.Namespace) -> int:
         depth = _fitting(model, args.depths, args.new_tokens)[0]
         report["batch"] = measure_batch(model, args.batch, depth, args.new_tokens, args.repeats)
     if args.speculate:
-        report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats)
+        options = machine_options(args)
+        report["speculation"] = measure_speculation(model, args.new_tokens, args.repeats, options)
     report["memory"] = {
         "before": _resident(before),
         "loaded": _resident(loaded),

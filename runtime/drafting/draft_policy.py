@@ -9,6 +9,7 @@ more than 1 / (seconds of a round without drafts).
 from __future__ import annotations
 
 import statistics
+import threading
 from collections import deque
 from typing import Protocol
 
@@ -17,16 +18,18 @@ LONGEST_AUTO_DRAFT = 3
 on, and each one more makes every step dearer."""
 
 _GAIN_TO_START = 1.06  # a smaller gain may be the noise of few measurements
-_GAIN_TO_STAY = 1.02
+_GAIN_TO_STAY = 1.03
 _TIMES_KEPT = (
     15  # the median of so many rounds stands for a length; odd, and old ones count no more
 )
 _FORGET = 0.95  # what a round counts for the acceptance after the next one
 _WARM_UP_ROUNDS = 8
-_ROUNDS_PER_TRIAL = 3
-_ROUNDS_TO_STALE = 32  # after so many others a length is timed again: depth and text have changed
+_ROUNDS_PER_TRIAL = 3  # the first of which is not timed
+_ROUNDS_PER_THOUGHT = 8  # plain rounds before drafts are considered again
+_ROUNDS_TO_STALE = 64  # after so many others a length is timed again: depth and text have changed
+_GAIN_KEPT_ROUNDS = 8.0  # plain rounds that drafts have saved and later trials may lose: 3 % of 256
 _FREE_TRIAL_ROUNDS = 2.0  # plain rounds that trials may cost from the start ...
-_TRIAL_SHARE = 0.01  # ... and the share of all time that they may cost in the long run
+_TRIAL_SHARE = 0.005  # ... and the share of all time that they may cost in the long run
 
 
 class DraftPolicy(Protocol):
@@ -58,12 +61,18 @@ class FixedDraft:
 class AutoDraft:
     """Drafts where they pay.
 
-    Lengths are tried a few rounds at a time. What trials lose against plain decoding is counted,
-    and a new one starts only while the loss is within its share of the time, so text on which
-    drafts are useless is hardly slower, and is tried again now and then.
+    Lengths are tried a few rounds at a time. What drafts lose and save against plain decoding is
+    counted: a trial starts only while the loss is within its share of the time, and ends early once
+    it is not. So text on which drafts are useless is hardly slower, and they are tried again now
+    and then.
+
+    One serves all texts of an opened model: what steps cost is a matter of the model and the
+    machine, and trials are paid for once, not in every short answer. May be used from several
+    threads.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         lengths = range(LONGEST_AUTO_DRAFT + 1)
         self._seconds: list[deque[float]] = [deque(maxlen=_TIMES_KEPT) for _ in lengths]
         # Accepted and all, decaying; they start as one round of two.
@@ -71,33 +80,31 @@ class AutoDraft:
         self._trials = [2.0] * LONGEST_AUTO_DRAFT
         self._spent_s = 0.0
         self._lost_s = 0.0
-        self._trial: tuple[int, int] = (0, _WARM_UP_ROUNDS)  # drafts, rounds left
+        self._plan: tuple[int, int] = (0, _WARM_UP_ROUNDS)  # drafts, rounds left
         self._is_on = False
-        self._ages = [0 for _ in lengths]  # rounds since a length was last used
+        self._rounds = 0
+        self._last_used = [0 for _ in lengths]  # round in which a length was
 
     def choose(self, most: int) -> int:
         """See ``DraftPolicy``."""
-        drafts, left = self._trial
-        if left == 0:
-            drafts = self._next()
-        return min(drafts, most)
+        with self._lock:
+            if self._plan[1] == 0:
+                self._plan = self._next()
+            return min(self._plan[0], most)
 
     def record(self, drafts: int, accepted: int, seconds: float, audit_s: float) -> None:
         """See ``DraftPolicy``."""
-        if drafts > LONGEST_AUTO_DRAFT:
-            return
-        self._seconds[drafts].append(seconds)
-        for index in range(min(accepted + 1, drafts)):
-            self._hits[index] = _FORGET * self._hits[index] + (index < accepted)
-            self._trials[index] = _FORGET * self._trials[index] + 1
-        self._spent_s += seconds
-        self._ages = [age + 1 for age in self._ages]
-        self._ages[drafts] = 0
-        if drafts:
-            plain_s = (1 + accepted) * self._time(0) if self._seconds[0] else seconds
-            self._lost_s = max(0.0, self._lost_s + seconds + audit_s - plain_s)
-        tried, left = self._trial
-        self._trial = tried, max(0, left - 1)
+        with self._lock:
+            self._rounds += 1
+            if self._last_used[drafts] == self._rounds - 1:
+                # The first round of another length is slower: 13 to 28 % were measured.
+                self._seconds[drafts].append(seconds)
+            self._last_used[drafts] = self._rounds
+            self._spent_s += seconds
+            planned, left = self._plan
+            self._plan = planned, max(0, left - 1)
+            if drafts:
+                self._note_drafts(drafts, accepted, seconds + audit_s)
 
     def best(self) -> int:
         """The number of drafts that decides the most tokens per second, as far as is known."""
@@ -108,25 +115,41 @@ class AutoDraft:
             return 0
         return drafts
 
-    def _next(self) -> int:
+    def _note_drafts(self, drafts: int, accepted: int, seconds: float) -> None:
+        for index in range(min(accepted + 1, drafts)):
+            self._hits[index] = _FORGET * self._hits[index] + (index < accepted)
+            self._trials[index] = _FORGET * self._trials[index] + 1
+        plain_s = self._time(0)
+        loss_s = seconds - (1 + accepted) * plain_s
+        self._lost_s = max(-_GAIN_KEPT_ROUNDS * plain_s, self._lost_s + loss_s)
+        if self._lost_s > self._allowed_s():
+            self._plan = 0, 0  # think again
+
+    def _next(self) -> tuple[int, int]:
+        """Drafts, and rounds to use them for."""
         best = self.best()
         self._is_on = best > 0
-        if best and self._ages[0] > _ROUNDS_TO_STALE:
-            return 0
+        if best and self._age(0) > _ROUNDS_TO_STALE:
+            return 0, _ROUNDS_PER_TRIAL
         longer = best + 1
-        if best == LONGEST_AUTO_DRAFT or not self._may_try(longer):
-            return best
-        if best == 0 or not self._seconds[longer] or self._ages[longer] > _ROUNDS_TO_STALE:
-            self._trial = longer, _ROUNDS_PER_TRIAL
-            return longer
-        return best
+        if best < LONGEST_AUTO_DRAFT and self._is_unknown(longer) and self._may_try(longer):
+            return longer, _ROUNDS_PER_TRIAL
+        return best, 1 if best else _ROUNDS_PER_THOUGHT
+
+    def _is_unknown(self, drafts: int) -> bool:
+        return not self._is_on or not self._seconds[drafts] or self._age(drafts) > _ROUNDS_TO_STALE
 
     def _may_try(self, drafts: int) -> bool:
         plain_s = self._time(0)
         times = self._seconds[drafts]
         cost_s = statistics.median(times) - plain_s if times else plain_s / 2
-        allowed_s = _FREE_TRIAL_ROUNDS * plain_s + _TRIAL_SHARE * self._spent_s
-        return self._lost_s + _ROUNDS_PER_TRIAL * max(cost_s, 0.0) <= allowed_s
+        return self._lost_s + _ROUNDS_PER_TRIAL * max(cost_s, 0.0) <= self._allowed_s()
+
+    def _allowed_s(self) -> float:
+        return _FREE_TRIAL_ROUNDS * self._time(0) + _TRIAL_SHARE * self._spent_s
+
+    def _age(self, drafts: int) -> int:
+        return self._rounds - self._last_used[drafts]
 
     def _time(self, drafts: int) -> float:
         return statistics.median(self._seconds[drafts])

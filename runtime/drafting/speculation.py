@@ -52,8 +52,10 @@ class DraftStats:
 
     def note(self, drafts: int, accepted: int) -> None:
         """Count a finished round."""
-        self.rounds += drafts > 0
-        self.plain_steps += drafts == 0
+        if drafts == 0:
+            self.plain_steps += 1
+            return
+        self.rounds += 1
         while len(self.drafted) < drafts:
             self.drafted.append(0)
             self.accepted.append(0)
@@ -69,15 +71,15 @@ class DraftStats:
 
 @dataclass
 class _Round:
-    """The round under way."""
+    """A round with drafts, while it is under way."""
 
-    drafts: int = 0
+    drafts: int
+    depth: int
     accepted: int = 0
     seconds: float = 0.0
     audit_s: float = 0.0
     logits: deque[FloatArray] = field(default_factory=deque)  # after each draft, [W]
     audit: deque[tuple[int, FloatArray]] = field(default_factory=deque)  # token, what it leaves
-    depth: int = 0
 
 
 class Speculation:
@@ -139,13 +141,14 @@ class Speculation:
             current.accepted += 1
             return self._decode_audited(current, token)
         self.finish_round()
-        self._round = current = _Round(depth=self._context.position)
         drafts = self._propose(token, most_drafts)
         if not drafts:
             logits_W = self._context.decode(token)
-            current.seconds = self._clock() - started_s
+            self.stats.note(0, 0)
+            self._policy.record(0, 0, self._clock() - started_s, 0.0)
             return logits_W
-        return self._check(current, [token, *drafts], started_s)
+        self._round = _Round(len(drafts), self._context.position)
+        return self._check(self._round, [token, *drafts], started_s)
 
     def finish_round(self) -> None:
         """Count the round under way; the drafts that are left did not come true."""
@@ -172,7 +175,6 @@ class Speculation:
     def _check(self, current: _Round, tokens: list[int], started_s: float) -> FloatArray:
         """Read a token and peek at what drafts after it give."""
         logits_TW = self._context.peek(tokens)
-        current.drafts = len(tokens) - 1
         if self._audit.wants(len(tokens), current.depth):
             states = np.concatenate([self._context.state_rows(ahead=True), logits_TW], axis=1)
             current.audit.extend(zip(tokens, states, strict=True))
