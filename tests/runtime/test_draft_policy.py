@@ -13,8 +13,9 @@ from shoal.runtime.drafting.draft_policy import LONGEST_AUTO_DRAFT, AutoDraft, F
 class Machine:
     """Rounds of known cost on text of known acceptance."""
 
-    def __init__(self, cost, acceptance, seed=0):
+    def __init__(self, cost, acceptance, seed=0, switch=0.0):
         self.cost = cost  # seconds of a round with 0, 1, .. drafts
+        self.switch = switch  # seconds more of a round after one of another length
         self.acceptance = acceptance
         self.random = np.random.default_rng(seed)
         self.policy = AutoDraft()
@@ -30,8 +31,11 @@ class Machine:
             while accepted < drafts and self.random.random() < self.acceptance:
                 accepted += 1
             extra_s = audit_s if drafts else 0.0
-            self.policy.record(drafts, accepted, self.cost[drafts], extra_s)
-            self.seconds += self.cost[drafts] + extra_s
+            round_s = self.cost[drafts]
+            if self.lengths and drafts != self.lengths[-1]:
+                round_s += self.switch
+            self.policy.record(drafts, accepted, round_s, extra_s)
+            self.seconds += round_s + extra_s
             self.tokens += 1 + accepted
             self.lengths.append(drafts)
 
@@ -86,6 +90,31 @@ def test_plain_rounds_are_timed_now_and_then_while_drafts_pay():
     machine = Machine([1.0, 1.2, 1.4, 1.6], 0.8)
     machine.run(2000)
     assert 0 in machine.lengths[-60:]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_slow_round_after_another_length_does_not_make_drafts_look_good(seed):
+    machine = Machine([1.0, 1.5, 2.0, 2.5], 0.9, seed, switch=0.3)
+    machine.run(3000)
+    assert machine.policy.best() > 0
+    # Two drafts decide 2.71 tokens in the time of 3.2 now; were a plain round 1.3, they would pay.
+    machine.cost = [1.0, 2.4, 3.2, 4.4]
+    machine.run(300)
+    assert machine.policy.best() == 0
+
+
+def test_what_one_text_taught_serves_the_next():
+    machine = Machine([1.0, 1.2, 1.4, 1.6], 0.8)
+    machine.run(600)
+    machine.lengths.clear()
+    machine.run(20)
+    assert sum(drafts > 0 for drafts in machine.lengths) >= len(machine.lengths) / 2
+
+
+def test_a_trial_that_costs_too_much_ends_after_a_round():
+    machine = Machine([1.0, 4.0, 6.0, 8.0], 0.0)
+    machine.run(60)
+    assert machine.lengths.count(1) == 1
 
 
 def test_audits_count_as_a_loss():

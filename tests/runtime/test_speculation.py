@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import open_bundle
-from shoal.runtime.drafting.draft_policy import FixedDraft
+from shoal.runtime.drafting.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
 from shoal.runtime.drafting.speculation import Speculation
 from shoal.runtime.sampling import SamplingOptions, candidates, choose_token
@@ -240,6 +240,22 @@ def test_drafts_after_a_restart_are_those_without_it(trusting, tmp_path):
     expected, without = generate(trusting, following, 20, draft=2, context=context)
     assert found == expected
     assert with_restart.draft_stats == without.draft_stats
+
+
+def test_what_drafts_cost_is_learnt_once_for_a_model(int8_bundle, monkeypatch):
+    learnt: list[AutoDraft] = []
+    record = AutoDraft.record
+
+    def record_and_note(policy, *round_):
+        learnt.append(policy)
+        record(policy, *round_)
+
+    monkeypatch.setattr(AutoDraft, "record", record_and_note)
+    model = open_bundle(int8_bundle)
+    for _ in range(2):
+        list(model.generate([1, 2, 3], max_new_tokens=4, stop_tokens=(), draft="auto"))
+    assert len(learnt) >= 4
+    assert len({id(policy) for policy in learnt}) == 1
 
 
 def test_contexts_in_several_threads_draft_for_themselves(model):
