@@ -19,9 +19,7 @@ on, and each one more makes every step dearer."""
 
 _GAIN_TO_START = 1.06  # a smaller gain may be the noise of few measurements
 _GAIN_TO_STAY = 1.03
-_TIMES_KEPT = (
-    15  # the median of so many rounds stands for a length; odd, and old ones count no more
-)
+_TIMES_KEPT = 15  # the median of so many rounds stands for a length: odd, old ones count no more
 _FORGET = 0.95  # what a round counts for the acceptance after the next one
 _WARM_UP_ROUNDS = 8
 _ROUNDS_PER_TRIAL = 3  # the first of which is not timed
