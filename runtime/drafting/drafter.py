@@ -75,18 +75,16 @@ class Drafter:
             tokens: the tokens.
             hidden_TD: their hidden states; copied.
         """
-        if self.keeps_all:
-            self._seen.append((first, tokens, hidden_TD.copy()))
-            self._take_in()
-            if len(self._waiting) >= _WAITING_BATCH:
-                self._compute_waiting()
-            return
-        # Decoding without drafts comes by here at every token: what can wait for a draft does. One
-        # token more than rows are kept, for the hidden state before the first of them.
-        left_out = len(tokens) - _WAITING_KEPT - 1
+        # One token more than rows are kept, for the hidden state before the first of them.
+        left_out = 0 if self.keeps_all else len(tokens) - _WAITING_KEPT - 1
         if left_out > 0:
             first, tokens, hidden_TD = first + left_out, tokens[left_out:], hidden_TD[left_out:]
         self._seen.append((first, tokens, hidden_TD.copy()))
+        # Automatic drafts are off at most tokens: there, what can wait for a draft does.
+        if self.keeps_all:
+            self._take_in()
+            if len(self._waiting) >= _WAITING_BATCH:
+                self._compute_waiting()
 
     def propose(self, position: int, token: int, count: int) -> list[int]:
         """Guess what follows.
