@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shoal.export.checkpoint.hub import HubAccess, checkpoint_headers, local_checkpoint
 from shoal.export.dry_run import dry_run_record, write_dry_run
-from shoal.export.folder import check_target
-from shoal.export.hub import HubAccess, checkpoint_headers, local_checkpoint
 from shoal.export.pipeline import ExportReport, export_bundle
 from shoal.export.progress import ExportProgress
 from shoal.export.tables import write_pairs
 from shoal.export.verify import VerifyReport, verify_against_checkpoint
+from shoal.export.writing.folder import check_target
 from shoal.graphs.errors import ExportError
 from shoal.graphs.fidelity import fidelity_rows
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.export.manifest import count_parameters, token_read_bytes
+from shoal.export.bundle_manifest import count_parameters, token_read_bytes
 from shoal.export.pipeline import TextChoice, open_model, small_files, used_formats
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.contract import WEIGHTS_FILE

@@ -19,22 +19,22 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from shoal.export.assemble import Graphs, build_graphs
-from shoal.export.calibration import CalibrationText
-from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import ModelConfig
-from shoal.export.fidelity import WINDOW, Fidelity, fidelity_windows, read_tokenizer
-from shoal.export.folder import replaced_folder, writing
-from shoal.export.journal import Journal, ResumePoint, fingerprint
-from shoal.export.manifest import build_manifest
-from shoal.export.names import ParameterSources, parameter_sources
-from shoal.export.opening import open_tokenizer, open_weights, read_config
+from shoal.export.bundle_manifest import build_manifest
+from shoal.export.checkpoint.open_checkpoint import open_tokenizer, open_weights, read_config
+from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sources
+from shoal.export.config.model_config import ModelConfig
+from shoal.export.config.rope_scaling import LongRopeScaling
+from shoal.export.fidelity.calibration import CalibrationText
+from shoal.export.fidelity.head_comparison import WINDOW, Fidelity, fidelity_windows, read_tokenizer
 from shoal.export.peak_memory import peak_memory_bytes
-from shoal.export.rope_scaling import LongRopeScaling
-from shoal.export.special_tokens import SpecialTokens
-from shoal.export.tokenizer_files import TOKENIZER_FILE
+from shoal.export.tokenizer.files import TOKENIZER_FILE
+from shoal.export.tokenizer.special_tokens import SpecialTokens
+from shoal.export.tracing.assemble import Graphs, build_graphs
 from shoal.export.transfer import FidelityText, Transfer
-from shoal.export.weights import CompareSink, FileSink, Progress
+from shoal.export.writing.folder import replaced_folder, writing
+from shoal.export.writing.journal import Journal, ResumePoint, fingerprint
+from shoal.export.writing.sinks import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, CheckpointError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest

@@ -3,7 +3,7 @@
 Parameters go in chunks of rows: load as float32, quantize, hand to the sink. Chunks are prepared on
 all cores, a few ahead of the one that is written. What is in memory is bounded by those chunks and
 the scales of one parameter; the model's size does not matter. With a fidelity text, the two streams
-of export/streams.py ride on the same pass.
+of export/fidelity/two_streams.py ride on the same pass.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.export.calibration import CalibrationText, round_with_inputs
-from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import ModelConfig
-from shoal.export.fidelity import Fidelity, HeadComparison
-from shoal.export.journal import ResumePoint
-from shoal.export.names import Source
-from shoal.export.streams import Each, TwoStreams, Weights
-from shoal.export.weights import WeightSink
+from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.tensor_names import Source
+from shoal.export.config.model_config import ModelConfig
+from shoal.export.fidelity.calibration import CalibrationText, round_with_inputs
+from shoal.export.fidelity.head_comparison import Fidelity, HeadComparison
+from shoal.export.fidelity.two_streams import Each, TwoStreams, Weights
+from shoal.export.writing.journal import ResumePoint
+from shoal.export.writing.sinks import WeightSink
 from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.quantize import (

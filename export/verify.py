@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.export.fidelity import Fidelity
-from shoal.export.opening import read_config
+from shoal.export.checkpoint.open_checkpoint import read_config
+from shoal.export.fidelity.head_comparison import Fidelity
 from shoal.export.pipeline import (
     DEFAULT_FIDELITY_TOKENS,
     TextChoice,
@@ -14,7 +14,7 @@ from shoal.export.pipeline import (
     small_files,
     transfer_of,
 )
-from shoal.export.weights import CompareSink, Progress
+from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest

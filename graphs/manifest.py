@@ -70,7 +70,7 @@ class Manifest:
     tensors: dict[str, TensorInfo]
     token_read_bytes: int  # bytes of weights.bin that one decoded token reads
     config: dict[str, Any]  # the checkpoint's config.json, as it was
-    fidelity: dict[str, Any] | None = None  # see export/fidelity.py
+    fidelity: dict[str, Any] | None = None  # see export/fidelity/head_comparison.py
     formats: dict[str, WeightFormat] = field(default_factory=dict)  # by kind of weight
     notes: tuple[str, ...] = field(default=())  # what the exporter wants the user to know
 

@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.runtime.context import Context
+    from shoal.runtime.engine.context import Context
     from shoal.runtime.evaluation.evaluate import evaluate
     from shoal.runtime.model import Model, open_bundle
 
 __all__ = ["Context", "Model", "evaluate", "open_bundle"]
 
 _HOMES = {
-    "Context": "shoal.runtime.context",
+    "Context": "shoal.runtime.engine.context",
     "Model": "shoal.runtime.model",
     "evaluate": "shoal.runtime.evaluation.evaluate",
     "open_bundle": "shoal.runtime.model",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.context import Context
+from shoal.runtime.engine.context import Context
+from shoal.runtime.engine.token_ids import TokenIds, check_tokens
 from shoal.runtime.model import Model
-from shoal.runtime.token_ids import TokenIds, check_tokens
 
 
 class ContextPool:

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.context import Context, PrefillProgress
 from shoal.runtime.drafting.speculation import DraftStats, Speculation
-from shoal.runtime.latent_cache import too_long
+from shoal.runtime.engine.context import Context, PrefillProgress
+from shoal.runtime.engine.latent_cache import too_long
 from shoal.runtime.sampling import SamplingOptions, choose_token
-from shoal.runtime.text_stream import StopFilter, TextStream
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.text_stream import StopFilter, TextStream
+from shoal.runtime.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop_token", "stop_string", "length", "context_full"]
 

@@ -27,8 +27,8 @@ from shoal.runtime.model import open_bundle
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from shoal.runtime.session import Kernels
-    from shoal.runtime.step import FloatArray
+    from shoal.runtime.engine.session import Kernels
+    from shoal.runtime.engine.step import FloatArray
 
 _LOGITS_AT_ONCE = 64  # positions; a row of logits is half a megabyte for large vocabularies
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")

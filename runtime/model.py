@@ -13,31 +13,31 @@ from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.footprint import mtp_weight_bytes
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.graphs.recipes import FLOAT32
-from shoal.runtime.batch import BatchStep
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.context import Context, PrefillProgress
-from shoal.runtime.context_file import check_arrays, read_context_file
 from shoal.runtime.drafting.draft_policy import AutoDraft, FixedDraft
 from shoal.runtime.drafting.drafter import Drafter
 from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
 from shoal.runtime.drafting.speculation import LONGEST_DRAFT, Speculation
-from shoal.runtime.generate import GenerateOptions, Generation
-from shoal.runtime.graph_check import check_cache, check_graphs, check_mtp
-from shoal.runtime.latent_cache import CacheLayout
-from shoal.runtime.machine.fit import (
+from shoal.runtime.engine.batch import BatchStep
+from shoal.runtime.engine.context import Context, PrefillProgress
+from shoal.runtime.engine.context_file import check_arrays, read_context_file
+from shoal.runtime.engine.fit import (
     bundle_need,
     check_later_graph,
     choose_context,
     native_advice,
 )
+from shoal.runtime.engine.graph_check import check_cache, check_graphs, check_mtp
+from shoal.runtime.engine.latent_cache import CacheLayout
+from shoal.runtime.engine.session import GraphSession, Kernels, SessionSettings, choose_settings
+from shoal.runtime.engine.step import FloatArray, Routing
+from shoal.runtime.engine.token_ids import TokenIds, check_token, check_tokens
+from shoal.runtime.generate import GenerateOptions, Generation
 from shoal.runtime.sampling import SamplingOptions
-from shoal.runtime.session import GraphSession, Kernels, SessionSettings, choose_settings
-from shoal.runtime.step import FloatArray, Routing
-from shoal.runtime.text_files import TextFiles
-from shoal.runtime.token_ids import TokenIds, check_token, check_tokens
+from shoal.runtime.text.text_files import TextFiles
 
 if TYPE_CHECKING:
-    from shoal.runtime.chat import Message
+    from shoal.runtime.text.chat import Message
 
 
 def open_bundle(
@@ -225,7 +225,7 @@ class Model:
         return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
     def decode_batch(self, contexts: Sequence[Context], tokens: TokenIds) -> FloatArray:
-        """Read ``tokens[i]`` into ``contexts[i]``, in one step (runtime/batch.py).
+        """Read ``tokens[i]`` into ``contexts[i]``, in one step (runtime/engine/batch.py).
 
         Returns:
             Logits after each token, float32 [B,W], as ``Context.decode`` gives them one by one.

@@ -43,8 +43,8 @@ def _export(bundle: Path, weights: str, **options: Any) -> Path:
     if "SHOAL_TEST_BUNDLES" in os.environ:
         return Path(os.environ["SHOAL_TEST_BUNDLES"]) / bundle.name
     # Imported here: tests that need no bundle need no torch.
-    from shoal.export import assemble
     from shoal.export.pipeline import export_bundle
+    from shoal.export.tracing import assemble
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "trace_templates", _trace_once())
@@ -55,6 +55,6 @@ def _export(bundle: Path, weights: str, **options: Any) -> Path:
 @functools.cache
 def _trace_once() -> Callable[..., Any]:
     """Stamps all bundles of the session from the same templates, which do not tell recipes."""
-    from shoal.export.templates import trace_templates
+    from shoal.export.tracing.templates import trace_templates
 
     return functools.cache(trace_templates)

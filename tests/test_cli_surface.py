@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.errors import BundleError
-from shoal.runtime.commands import cli, extras, options, options_eval, options_export
+from shoal.runtime import extras
+from shoal.runtime.commands import cli, options, options_eval, options_export
 from shoal.runtime.commands.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -276,13 +277,13 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(args: argparse.Namespace) -> int:
-        for module in ("shoal.export.names", "torch.onnx"):
+        for module in ("shoal.export.checkpoint.tensor_names", "torch.onnx"):
             warnings.warn_explicit(f"from {module}", UserWarning, "x.py", 1, module)
         return 0
 
     monkeypatch.setattr(cli, "find_command", lambda args: command)
     assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().err == "warning: from shoal.export.names\n"
+    assert capsys.readouterr().err == "warning: from shoal.export.checkpoint.tensor_names\n"
 
 
 def test_defaults_shown_for_export_are_the_exporters() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 from shoal.export.model.layers import RMSNorm, SwiGLU
 from shoal.export.model.mla import MultiHeadLatentAttention
 from shoal.export.model.moe import MoE

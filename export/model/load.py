@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import load_config
+from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.tensor_names import parameter_sources
+from shoal.export.config.model_config import load_config
 from shoal.export.model.transformer import CausalLM
-from shoal.export.names import parameter_sources
 
 
 def load_model(folder: Path) -> CausalLM:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 from shoal.export.model import ops
 from shoal.export.model.layers import Linear, RMSNorm
 from shoal.export.model.rope import rotate

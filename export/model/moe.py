@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 from shoal.export.model import ops
 from shoal.export.model.layers import RMSNorm, SwiGLU
 from shoal.export.model.routing import RoutingRule

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 from shoal.export.model.decoder_layer import DecoderLayer
 from shoal.export.model.layers import Linear, RMSNorm
 

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig
-from shoal.export.rope_scaling import LongRopeScaling, YarnScaling
+from shoal.export.config.model_config import ModelConfig
+from shoal.export.config.rope_scaling import LongRopeScaling, YarnScaling
 
 
 def frequencies(config: ModelConfig) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shoal.export.config import ModelConfig
+from shoal.export.config.model_config import ModelConfig
 from shoal.export.model import ops
 from shoal.export.model.decoder_layer import DecoderLayer
 from shoal.export.model.layers import Embedding, Linear, RMSNorm

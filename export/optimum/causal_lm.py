@@ -19,14 +19,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from shoal.export.folder import replaced_folder
-from shoal.export.hub import HubAccess, local_checkpoint
+from shoal.export.checkpoint.hub import HubAccess, local_checkpoint
 from shoal.export.optimum.context_cache import ContextCache
 from shoal.export.pipeline import export_bundle
+from shoal.export.writing.folder import replaced_folder
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.runtime import Model, open_bundle
-from shoal.runtime.session import Kernels
+from shoal.runtime.engine.session import Kernels
 
 _ABOUT_THE_FILES = ("model_type", "quantization_config", "auto_map", "torch_dtype", "dtype")
 """Keys of config.json that say how the checkpoint was stored, not what the model is."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.context import Context
+from shoal.runtime.engine.context import Context
 from shoal.runtime.model import Model
 
 

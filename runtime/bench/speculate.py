@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shoal.runtime.commands.report import format_rate, progress_line, write_grid, write_lines
+from shoal.runtime.console.report import format_rate, progress_line, write_grid, write_lines
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
 

@@ -12,9 +12,8 @@ from shoal.runtime.bench.board_report import board_report, write_board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench.speculate import measure_speculation, write_speculation
 from shoal.runtime.bench.timing import median_s, random_ids
-from shoal.runtime.commands.answer import machine_options
 from shoal.runtime.commands.inspect import bundle_cache_token_bytes
-from shoal.runtime.commands.report import (
+from shoal.runtime.console.report import (
     format_bytes,
     format_rate,
     progress_line,
@@ -23,7 +22,8 @@ from shoal.runtime.commands.report import (
     write_lines,
     write_pairs,
 )
-from shoal.runtime.context import Context
+from shoal.runtime.dialogue.answer import machine_options
+from shoal.runtime.engine.context import Context
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.bandwidth import measure_read_bandwidth
 from shoal.runtime.machine.board import read_condition

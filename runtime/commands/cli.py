@@ -23,8 +23,8 @@ from typing import TextIO
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError, ShoalError
-from shoal.runtime.commands.extras import load_export
 from shoal.runtime.commands.options import build_parser
+from shoal.runtime.extras import load_export
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -42,7 +42,7 @@ RUNTIME_COMMANDS = {
 }
 EXPORT_COMMANDS = {
     "export": ("shoal.export.cli", "export_command"),
-    "inspect": ("shoal.export.inspect_checkpoint", "inspect_checkpoint_command"),
+    "inspect": ("shoal.export.inspection", "inspect_checkpoint_command"),
 }
 
 

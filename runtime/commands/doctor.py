@@ -15,20 +15,20 @@ from shoal.graphs.errors import ShoalError
 from shoal.graphs.manifest import Manifest
 from shoal.graphs.recipes import DEFAULT_RECIPE, FLOAT32
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.commands.extras import EXPORT_INSTALL, missing_export_modules
-from shoal.runtime.commands.report import (
+from shoal.runtime.console.report import (
     format_bytes,
     write_grid,
     write_json,
     write_lines,
     write_pairs,
 )
+from shoal.runtime.engine.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
+from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.machine.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
+from shoal.runtime.kernels.op_forms import op_forms
 from shoal.runtime.machine.memory import FREE_MEMORY, read_memory
 from shoal.runtime.machine.processor import Cpu, default_threads, read_cpu
 from shoal.runtime.machine.requirements import check_machine, onnxruntime_error
-from shoal.runtime.op_forms import op_forms
 
 _PACKAGES = ("shoal", "numpy", "onnxruntime", "tokenizers", "jinja2", "rich")
 _EXTRA_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from shoal.runtime.atomic_file import atomic_file
-from shoal.runtime.commands.answer import machine_options
-from shoal.runtime.commands.report import write_grid, write_json, write_lines
+from shoal.runtime.console.progress import EvalProgress
+from shoal.runtime.console.report import write_grid, write_json, write_lines
+from shoal.runtime.dialogue.answer import machine_options
 from shoal.runtime.evaluation.evaluate import evaluate
 from shoal.runtime.evaluation.page import evaluation_page
-from shoal.runtime.evaluation.progress import EvalProgress
 from shoal.runtime.evaluation.results import Evaluation
 from shoal.runtime.evaluation.table import grids, summary
 

@@ -13,7 +13,7 @@ from shoal.graphs.footprint import cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest, ModelInfo
 from shoal.graphs.recipes import FLOAT32, WeightFormat, format_rows
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.commands.report import (
+from shoal.runtime.console.report import (
     format_bytes,
     format_count,
     format_rate,
@@ -22,7 +22,7 @@ from shoal.runtime.commands.report import (
     write_lines,
     write_pairs,
 )
-from shoal.runtime.machine.fit import Form, bundle_need
+from shoal.runtime.engine.fit import Form, bundle_need
 
 
 def inspect_command(args: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import ShoalError
-from shoal.runtime.commands.answer import Answer, stream_answer, write_speed
-from shoal.runtime.commands.report import progress_line
-from shoal.runtime.context import Context
+from shoal.runtime.console.report import progress_line
+from shoal.runtime.dialogue.answer import Answer, stream_answer, write_speed
+from shoal.runtime.engine.context import Context
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.commands.report import (
+from shoal.runtime.console.report import (
     ByteProgress,
     format_bytes,
     progress_line,

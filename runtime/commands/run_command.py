@@ -9,7 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.commands.answer import (
+from shoal.runtime.commands.inspect import bundle_cache_token_bytes
+from shoal.runtime.commands.interactive import Dialogue, run_dialogue
+from shoal.runtime.commands.verbose import write_memory, write_opened
+from shoal.runtime.console.report import format_bytes, progress_line, write_json
+from shoal.runtime.dialogue.answer import (
     Answer,
     answer_report,
     machine_options,
@@ -17,15 +21,11 @@ from shoal.runtime.commands.answer import (
     stream_answer,
     write_speed,
 )
-from shoal.runtime.commands.inspect import bundle_cache_token_bytes
-from shoal.runtime.commands.interactive import Dialogue, run_dialogue
-from shoal.runtime.commands.report import format_bytes, progress_line, write_json
-from shoal.runtime.commands.saved_dialogue import open_dialogue
-from shoal.runtime.commands.verbose import write_memory, write_opened
+from shoal.runtime.dialogue.saved_dialogue import open_dialogue
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.service.line_requests import LineRequests
-from shoal.runtime.service.loop import run_loop
+from shoal.runtime.server.line_requests import LineRequests
+from shoal.runtime.server.loop import run_loop
 
 Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
 """Generates one answer and hands its pieces to the function it is given."""

@@ -6,8 +6,8 @@ import argparse
 
 from shoal.graphs.errors import ShoalError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.commands.extras import load_export
-from shoal.runtime.commands.report import ByteProgress, format_bytes, write_json, write_lines
+from shoal.runtime.console.report import ByteProgress, format_bytes, write_json, write_lines
+from shoal.runtime.extras import load_export
 
 
 def verify_command(args: argparse.Namespace) -> int:

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.manifest import ModelInfo
-from shoal.runtime.latent_cache import CacheLayout, LatentCache
-from shoal.runtime.session import GraphSession
-from shoal.runtime.step import SMALLEST_CHUNK, FloatArray, chunk_length
+from shoal.runtime.engine.latent_cache import CacheLayout, LatentCache
+from shoal.runtime.engine.session import GraphSession
+from shoal.runtime.engine.step import SMALLEST_CHUNK, FloatArray, chunk_length
 
 _WAITING_BATCH = 512  # rows computed at a time when all are kept
 # Rows kept of a prompt when not all are: computing them is the price of the first draft, 1.3 plain

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from shoal.runtime.session import SessionSettings
+from shoal.runtime.engine.session import SessionSettings
 
 _CLEAN_STEPS = 2  # equal steps after which a size is believed at a depth
 

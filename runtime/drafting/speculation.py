@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP
-from shoal.runtime.context import Context
 from shoal.runtime.drafting.draft_policy import DraftPolicy
 from shoal.runtime.drafting.drafter import Drafter
 from shoal.runtime.drafting.row_audit import RowAudit
-from shoal.runtime.step import FloatArray
+from shoal.runtime.engine.context import Context
+from shoal.runtime.engine.step import FloatArray
 
 LONGEST_DRAFT = LONGEST_SHORT_STEP - 1
 """Drafts of one step at most."""

@@ -22,7 +22,7 @@ from shoal.runtime.evaluation.metrics import DoubleArray, log_softmax
 from shoal.runtime.evaluation.results import TaskScore
 from shoal.runtime.evaluation.subjects import Subject, row_slices
 from shoal.runtime.evaluation.texts import json_lines, reading_text
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer
 
 EncodedEnding = tuple[list[int], int]
 """Token ids of a context and an ending, and how many are the ending's."""

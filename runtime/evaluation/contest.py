@@ -17,7 +17,7 @@ from shoal.runtime.evaluation.subjects import (
 )
 from shoal.runtime.evaluation.windows import Windows
 from shoal.runtime.model import Model
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer
 
 ModelOrPath = Model | str | Path
 

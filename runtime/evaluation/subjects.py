@@ -17,10 +17,10 @@ import numpy.typing as npt
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import checksum
-from shoal.runtime.commands.extras import load_export
+from shoal.runtime.engine.step import FloatArray
+from shoal.runtime.extras import load_export
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.step import FloatArray
-from shoal.runtime.tokenizer import Tokenizer, load_tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 IntArray = npt.NDArray[np.int64]
 
@@ -102,7 +102,7 @@ def open_subject(model: Model | str | Path, **open_options: Any) -> Subject:
     path = Path(model)
     if (path / "config.json").exists() and not (path / MANIFEST_FILE).exists():
         open_checkpoint = load_export(
-            "shoal.export.evaluation", "CheckpointSubject", what="evaluating a checkpoint"
+            "shoal.export.model.subject", "CheckpointSubject", what="evaluating a checkpoint"
         )
         subject: Subject = open_checkpoint(path, threads=open_options.get("threads"))
         return subject

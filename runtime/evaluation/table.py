@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.runtime.commands.report import format_bytes
+from shoal.runtime.console.report import format_bytes
 from shoal.runtime.evaluation.results import Agreement, Estimate, Evaluation, ModelResult
 
 _ROUNDING = 1e-9  # nats, of float32 logits that differ in their last bits

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from shoal.runtime.engine.step import FloatArray
 from shoal.runtime.evaluation.metrics import (
     DoubleArray,
     IntArray,
@@ -20,7 +21,6 @@ from shoal.runtime.evaluation.stored_reference import StoredReference, StoredWin
 from shoal.runtime.evaluation.subjects import Subject, row_slices
 from shoal.runtime.evaluation.text_scores import TextScores
 from shoal.runtime.evaluation.windows import Window, Windows
-from shoal.runtime.step import FloatArray
 
 Reading = tuple[FloatArray, IntArray]
 """Hidden states [T,D] and expert ids [M,T,K] of a window."""

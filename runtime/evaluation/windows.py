@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.evaluation.texts import SHIPPED, Document, read_documents
-from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer
 
 _FEWEST_IDS = 2  # the first of a window is predicted from nothing
 

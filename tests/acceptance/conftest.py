@@ -32,8 +32,8 @@ def linkable_bundle(fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def _graph_cache() -> Callable[..., Any]:
-    from shoal.export.assemble import Graphs, build_graphs
-    from shoal.export.config import ModelConfig
+    from shoal.export.config.model_config import ModelConfig
+    from shoal.export.tracing.assemble import Graphs, build_graphs
 
     cached = functools.cache(build_graphs)
 

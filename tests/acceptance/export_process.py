@@ -16,8 +16,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from shoal.export import folder, pipeline
+from shoal.export import pipeline
 from shoal.export.progress import ExportProgress
+from shoal.export.writing import folder
 from shoal.runtime.commands.cli import main
 
 GRAPHS: list[Any] = []

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tests.acceptance.export_process import GRAPHS
 
-from shoal.export.assemble import build_graphs
-from shoal.export.config import load_config
+from shoal.export.config.model_config import load_config
+from shoal.export.tracing.assemble import build_graphs
 from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES
 
 torch.set_num_threads(1)  # threads do not survive a fork

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shoal.export.folder import _locked
+from shoal.export.writing.folder import _locked
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.runtime.commands.cli import main
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tests.acceptance.export_process import POINTS, start_export
 
-from shoal.export import folder
+from shoal.export.writing import folder
 from shoal.graphs.errors import BundleError
 from shoal.runtime.bundle import Bundle
 

@@ -21,7 +21,7 @@ from tests.tolerances import FIDELITY_EMULATION, INT8_MEAN_KL, TINY_LOGITS
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from shoal.export.fidelity import fidelity_windows
+from shoal.export.fidelity.head_comparison import fidelity_windows
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.contract import GRAPH_FILES, WEIGHT_ALIGNMENT_BYTES, WEIGHTS_FILE
@@ -275,7 +275,7 @@ def test_decoding_copies_no_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """onnxruntime warns, on the process's own stderr, of every cache that it had to copy."""
-    monkeypatch.setattr("shoal.runtime.session._LOG_FATAL_ONLY", 2)
+    monkeypatch.setattr("shoal.runtime.engine.session._LOG_FATAL_ONLY", 2)
     model = open_bundle(request.getfixturevalue(which), threads=1)
     capfd.readouterr()
     context = model.new_context()

@@ -61,7 +61,7 @@ FILE_TESTS = tuple(
     )
 )
 # Whatever computes.
-MODEL_TESTS = ("tests/runtime/test_context.py", "tests/runtime/test_generate.py")
+MODEL_TESTS = ("tests/runtime/engine/test_context.py", "tests/runtime/test_generate.py")
 CHOSEN = {
     "cortex-a72": KERNEL_TESTS,
     "cortex-a76": FILE_TESTS,

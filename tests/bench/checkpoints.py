@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.export.config import ModelConfig
-from shoal.export.names import wanted_tensors
+from shoal.export.checkpoint.tensor_names import wanted_tensors
+from shoal.export.config.model_config import ModelConfig
 
 TOKENIZER_FOLDER = Path(__file__).parents[2] / "checkpoints" / "tiny-v3"
 _SLICE_VALUES = 1 << 24

@@ -14,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from shoal.runtime import open_bundle, session
+from shoal.runtime import open_bundle
 from shoal.runtime.bench.timing import random_ids
+from shoal.runtime.engine import session
 
 
 def main() -> int:

@@ -14,9 +14,9 @@ from tests.bench.op_shares import op_microseconds
 from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, limit_share, lines_of
 
-from shoal.export.checkpoint import Checkpoint
-from shoal.export.config import ModelConfig
-from shoal.export.names import parameter_sources
+from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.tensor_names import parameter_sources
+from shoal.export.config.model_config import ModelConfig
 
 SMALL = {
     "vocab_size": 4096,

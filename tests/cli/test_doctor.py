@@ -8,16 +8,15 @@ import pytest
 
 from shoal.graphs.ops.table import OPS
 from shoal.graphs.recipes import WEIGHT_CHOICES
-from shoal.runtime import session
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands import doctor
 from shoal.runtime.commands.cli import main
+from shoal.runtime.engine import fit, session
+from shoal.runtime.engine.fit import bundle_need
 from shoal.runtime.kernels.library import KernelLibrary, find_library
-from shoal.runtime.machine import fit
-from shoal.runtime.machine.fit import bundle_need
+from shoal.runtime.kernels.op_forms import int8_instructions, op_forms
 from shoal.runtime.machine.memory import Memory
 from shoal.runtime.machine.processor import Cpu
-from shoal.runtime.op_forms import int8_instructions, op_forms
 
 PI5 = Cpu(
     model="Raspberry Pi 5",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.export.inspect_checkpoint import checkpoint_report
+from shoal.export.inspection import checkpoint_report
 from shoal.runtime.commands.cli import main
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 

@@ -15,8 +15,8 @@ from tests.tolerances import CACHE_ROUNDING_KL
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.cli import main
-from shoal.runtime.commands.report import format_bytes
-from shoal.runtime.evaluation.progress import EvalProgress
+from shoal.runtime.console.progress import EvalProgress
+from shoal.runtime.console.report import format_bytes
 
 WINDOW = "64"
 

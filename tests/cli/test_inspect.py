@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shoal.export.inspect_checkpoint import checkpoint_report
+from shoal.export.inspection import checkpoint_report
 from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import (
     cache_token_bytes,

@@ -10,7 +10,7 @@ import pytest
 
 from shoal.runtime import open_bundle
 from shoal.runtime.commands.cli import main
-from shoal.runtime.text_files import TextFiles
+from shoal.runtime.text.text_files import TextFiles
 
 PROMPT = "Once upon a time there was a fisherman who lived with his wife in a small house by the "
 

@@ -20,7 +20,7 @@ from shoal.runtime.evaluation.choices import (
     read_task,
     task_score,
 )
-from shoal.runtime.tokenizer import Tokenizer, load_tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 ITEM: dict[str, Any] = {"ctx": "A fish", "endings": ["swims.", "walks away.", "sings"], "label": 0}
 

@@ -16,7 +16,7 @@ from shoal.runtime import evaluate
 from shoal.runtime.evaluation.choices import encode_item, log_likelihood, read_task
 from shoal.runtime.evaluation.subjects import open_subject
 from shoal.runtime.lm_eval import ShoalLM
-from shoal.runtime.tokenizer import load_tokenizer
+from shoal.runtime.text.tokenizer import load_tokenizer
 
 ITEMS: list[dict[str, Any]] = [
     {

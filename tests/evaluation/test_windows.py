@@ -17,7 +17,7 @@ from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.evaluation import texts
 from shoal.runtime.evaluation.texts import read_documents
 from shoal.runtime.evaluation.windows import cut_windows
-from shoal.runtime.tokenizer import Tokenizer, load_tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 WORDS = "One of two is \u00fcber-long, \u6df1\u3044 and \U0001f41f.\nAnother line.\n\n"
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.export.checkpoint import INDEX_FILE, ITEM_BITS
-from shoal.export.config import ModelConfig
-from shoal.export.names import wanted_tensors
+from shoal.export.checkpoint.safetensors_files import INDEX_FILE, ITEM_BITS
+from shoal.export.checkpoint.tensor_names import wanted_tensors
+from shoal.export.config.model_config import ModelConfig
 
 V3 = {
     "model_type": "deepseek_v3",

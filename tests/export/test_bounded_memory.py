@@ -13,7 +13,7 @@ import torch
 from tests.export.sparse_checkpoint import V3, write_sparse
 from tests.tolerances import FLOAT32_SUMS
 
-from shoal.export.fidelity import HeadComparison
+from shoal.export.fidelity.head_comparison import HeadComparison
 
 LIMIT_BYTES = 1_500_000_000
 WIDE = {
@@ -53,7 +53,9 @@ def test_tables_and_experts_larger_than_the_limit_are_exported_within_it(
 def test_distributions_compared_in_parts_are_those_of_the_whole(
     step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.export.fidelity._LOGITS_AT_A_TIME", 200)  # 2 to 18 positions
+    monkeypatch.setattr(
+        "shoal.export.fidelity.head_comparison._LOGITS_AT_A_TIME", 200
+    )  # 2 to 18 positions
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(0, 97, (2, 9), generator=generator)
     a, b = torch.randn(2, 18, 16, generator=generator)

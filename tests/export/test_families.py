@@ -26,12 +26,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from shoal.export import assemble
-from shoal.export.config import ModelConfig
-from shoal.export.families.family import families
-from shoal.export.fidelity import fidelity_windows
+from shoal.export.config.families.family import families
+from shoal.export.config.model_config import ModelConfig
+from shoal.export.fidelity.head_comparison import fidelity_windows
 from shoal.export.pipeline import export_bundle
-from shoal.export.templates import trace_templates
+from shoal.export.tracing import assemble
+from shoal.export.tracing.templates import trace_templates
 from shoal.runtime import open_bundle
 
 NUM_TOKENS = 48  # beyond the original context of the small models that stretch theirs

@@ -13,7 +13,7 @@ from tests.graphs.one_op import Array, OneOpModels
 from shoal.graphs.errors import RuntimeFailure
 from shoal.graphs.ops.table import OPS
 from shoal.graphs.quantize import quantize_blocks
-from shoal.runtime import session
+from shoal.runtime.engine import session
 from shoal.runtime.kernels import build
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 

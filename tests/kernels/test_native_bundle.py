@@ -13,7 +13,8 @@ from tests.graphs.one_op import Array
 from tests.tolerances import INT8_CHUNKING_KL, INT8_MEAN_KL
 
 from shoal.graphs.fidelity import shipped_text
-from shoal.runtime import open_bundle, session
+from shoal.runtime import open_bundle
+from shoal.runtime.engine import session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.model import Model
 

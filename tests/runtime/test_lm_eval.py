@@ -20,7 +20,7 @@ from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 from shoal.runtime.lm_eval import ShoalLM, main
 from shoal.runtime.model import Model
-from shoal.runtime.text_files import TextFiles
+from shoal.runtime.text.text_files import TextFiles
 
 ITEMS = (
     ("And God said unto", [" him", " Moses", " elephant soup"], 0),

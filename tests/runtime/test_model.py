@@ -11,7 +11,8 @@ import pytest
 
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
-from shoal.runtime import open_bundle, session
+from shoal.runtime import open_bundle
+from shoal.runtime.engine import session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.processor import default_threads, read_cpu
 

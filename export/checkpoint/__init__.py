@@ -1,0 +1,1 @@
+"""Files that hold weights: one module per format, and which tensors make which parameter."""

@@ -1,0 +1,276 @@
+"""Checkpoints by their name on the Hugging Face Hub: ORG/NAME becomes a folder in its cache.
+
+Only files that an export reads are fetched, never pickles and never code. What is in the cache
+(HF_HOME, HF_HUB_CACHE) is not fetched again and works offline. A folder of that name goes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, read_index
+from shoal.export.config.model_config import CONFIG_FILE
+from shoal.graphs.contract import TOKENIZER_FILES
+from shoal.graphs.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+SMALL_FILES = (
+    CONFIG_FILE,
+    INDEX_FILE,
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "tiktoken.model",
+)
+"""Everything an export reads but the weights, by the names in use for it."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_SHARD = re.compile(r"\w[\w.-]*\.safetensors")
+_HEADERS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubAccess:
+    """What to ask the hub for, and as whom.
+
+    Attributes:
+        revision: branch, tag or commit; None for the main branch.
+        token: of an account; None for HF_TOKEN or a login, if there is one.
+    """
+
+    revision: str | None = None
+    token: str | None = None
+
+
+def local_checkpoint(name: str, access: HubAccess) -> Path:
+    """The folder of a checkpoint; one on the hub is fetched first.
+
+    Args:
+        name: a folder, or ORG/NAME on the hub.
+        access: used for the hub only.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or does not give the checkpoint away.
+        InputError: a revision of a folder was asked for.
+    """
+    if not _is_on_hub(name, access):
+        return Path(name)
+    with _Repository(name, access) as repository:
+        return repository.fetch()
+
+
+@contextlib.contextmanager
+def checkpoint_headers(name: str, access: HubAccess) -> Iterator[Path]:
+    """A folder like ``local_checkpoint``'s in which tensors have headers and maybe no values.
+
+    Enough to say what an export would do: of a model of any size a few MB are fetched.
+
+    Args:
+        name: see ``local_checkpoint``.
+        access: see ``local_checkpoint``.
+
+    Raises:
+        CheckpointError: see ``local_checkpoint``.
+        InputError: see ``local_checkpoint``.
+    """
+    if not _is_on_hub(name, access):
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="shoal-") as temporary:
+        with _Repository(name, access) as repository:
+            folder = repository.fetch_headers(Path(temporary))
+        yield folder
+
+
+def _is_on_hub(name: str, access: HubAccess) -> bool:
+    if not Path(name).exists() and _HUB_ID.fullmatch(name):
+        return True
+    if access.revision is not None:
+        raise InputError(
+            f"{name}: --revision is for ORG/NAME on the Hugging Face Hub, found a path; leave it "
+            "out or check the name"
+        )
+    return False
+
+
+class _Repository:
+    """A model on the hub; as a context manager it says in one line what went wrong.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed.
+    """
+
+    def __init__(self, name: str, access: HubAccess) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        try:
+            from huggingface_hub import HfApi
+        except ModuleNotFoundError as error:
+            raise CheckpointError(
+                f"{name}: no such folder, and fetching it from the Hugging Face Hub needs "
+                "huggingface_hub: pip install 'shoal[export]'"
+            ) from error
+        self._name, self._access = name, access
+        self._api: HfApi = HfApi(token=access.token)
+
+    def __enter__(self) -> _Repository:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CheckpointError):
+            reason = _reason(error, self._name, self._access)
+            if reason is not None:
+                raise CheckpointError(f"{self._name}: {reason}") from error
+
+    def fetch(self) -> Path:
+        """Everything an export needs; returns the folder in the cache."""
+        folder = self._fetch_small_files()
+        weights = self._weight_files(folder)
+        self._announce(folder, weights)
+        bar = None if sys.stderr.isatty() else _hidden_bar()
+        return Path(
+            self._api.snapshot_download(
+                self._name, revision=folder.name, allow_patterns=weights, tqdm_class=bar
+            )
+        )
+
+    def fetch_headers(self, temporary: Path) -> Path:
+        """A folder below ``temporary`` whose weights, if not in the cache, are holes in files."""
+        source = self._fetch_small_files()
+        weights = self._weight_files(source)
+        if all((source / file).exists() for file in weights):
+            return source
+        folder = temporary / self._name
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+            list(pool.map(lambda file: self._write_hole(folder, file, source.name), weights))
+        return folder
+
+    def _fetch_small_files(self) -> Path:
+        folder = Path(
+            self._api.snapshot_download(
+                self._name,
+                revision=self._access.revision,
+                allow_patterns=list(SMALL_FILES),
+                tqdm_class=_hidden_bar(),
+            )
+        )
+        if not (folder / CONFIG_FILE).exists():
+            raise CheckpointError(f"{self._name}: has no {CONFIG_FILE} on the hub; check the name")
+        return folder
+
+    def _weight_files(self, folder: Path) -> list[str]:
+        """Names of the weight files, all of which the hub or the cache has."""
+        files = [SINGLE_FILE]
+        if (folder / INDEX_FILE).exists():
+            named = set(read_index(folder / INDEX_FILE).values())
+            files = sorted(file for file in named if _SHARD.fullmatch(file))
+        if all((folder / file).exists() for file in files):
+            return files
+        there = set(self._api.list_repo_files(self._name, revision=folder.name))
+        absent = [file for file in files if file not in there]
+        if absent:
+            raise CheckpointError(
+                f"{self._name}: expected weights in safetensors, found no {absent[0]} on the hub; "
+                "choose another revision or convert the model"
+            )
+        return files
+
+    def _announce(self, folder: Path, weights: list[str]) -> None:
+        """Say how much will be fetched, and refuse what does not fit on the disk."""
+        if all((folder / file).exists() for file in weights):
+            return
+        files = self._api.snapshot_download(
+            self._name,
+            revision=folder.name,
+            allow_patterns=weights,
+            dry_run=True,
+            tqdm_class=_hidden_bar(),
+        )
+        to_fetch = sum(file.file_size or 0 for file in files if file.will_download)
+        free = shutil.disk_usage(folder).free
+        if to_fetch > free:
+            raise CheckpointError(
+                f"{self._name}: needs {to_fetch / 1e9:.1f} GB in {folder.parents[1]}, of which "
+                f"{free / 1e9:.1f} GB are free; free some space or set HF_HOME"
+            )
+        sys.stderr.write(f"export: fetching {self._name}, {to_fetch / 1e6:.1f} MB\n")
+
+    def _write_hole(self, folder: Path, file: str, revision: str) -> None:
+        """A safetensors file with the header of the one on the hub and zeros without blocks."""
+        found = self._api.parse_safetensors_file_metadata(self._name, file, revision=revision)
+        entries: dict[str, Any] = {
+            name: {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": list(tensor.data_offsets),
+            }
+            for name, tensor in found.tensors.items()
+        }
+        header = json.dumps(entries).encode()
+        end = max((tensor.data_offsets[1] for tensor in found.tensors.values()), default=0)
+        with (folder / file).open("wb") as hole:
+            hole.write(len(header).to_bytes(8, "little") + header)
+            hole.truncate(8 + len(header) + end)
+
+
+def _hidden_bar() -> type[Any]:
+    """Progress that is not shown: a log has no use for a bar."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class HiddenBar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return HiddenBar
+
+
+def _reason(error: Exception, name: str, access: HubAccess) -> str | None:
+    """What went wrong and what to do about it; None for what did not come from the hub."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import ENDPOINT
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"its owners let only those read it who asked: do so on {ENDPOINT}/{name}, then give "
+            "--token or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"no such folder here and no such public model on {ENDPOINT}; check the name, and "
+            "give --token or set HF_TOKEN for a private one"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {access.revision} on {ENDPOINT}; check --revision"
+    if isinstance(error, errors.HFValidationError):
+        return "no such folder here and no possible name on the Hugging Face Hub; check the path"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        advice = "check --token and HF_TOKEN" if status in (401, 403) else "try again later"
+        return f"{ENDPOINT} refused with status {status}; {advice}"
+    if isinstance(error, (errors.SafetensorsParsingError, errors.NotASafetensorsRepoError)):
+        return "expected weights in safetensors, found other content; choose another revision"
+    unreachable = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError)
+    if isinstance(error, (*unreachable, errors.HTTPError)):  # type: ignore[attr-defined]
+        return (
+            f"no such folder here, {ENDPOINT} cannot be reached and the cache has no complete "
+            "copy; check the connection and HF_HUB_OFFLINE, or give the folder of a copy"
+        )
+    if isinstance(error, OSError):
+        return f"cannot be fetched: {error.strerror or error}; check the cache (HF_HOME)"
+    return None

@@ -1,0 +1,294 @@
+"""Read tensors from a folder of safetensors files, one at a time and without keeping any.
+
+Everything that can be known from the files' headers is checked when the folder is opened. Reading
+copies into fresh memory instead of mapping the file: pages of a mapping would count as memory of
+the process, and an export must stay within bounds whatever the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.export.checkpoint.fp8 import FP8_BLOCK, FP8_DTYPE, apply_scales, scale_name
+from shoal.graphs.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+
+READABLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+READABLE |= {FP8_DTYPE: torch.float8_e4m3fn}
+"""What can be read, by safetensors name."""
+
+ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64, "BOOL": 8}
+ITEM_BITS |= {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)}
+ITEM_BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+
+MAX_HEADER_BYTES = 100_000_000
+CHUNK_ITEMS = 1 << 19
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorHeader:
+    """Where one tensor lies and what it is."""
+
+    file: Path
+    dtype: str  # safetensors name, such as "BF16"
+    shape: tuple[int, ...]
+    offset: int  # bytes, from the start of the file
+
+
+class Checkpoint:
+    """A checkpoint folder whose files have been found whole.
+
+    Attributes:
+        folder: Where it is.
+        tensors: Header of every tensor, by its name in the checkpoint.
+        fp8_block: Rows and columns of an FP8 matrix that share a scale.
+        readable: Names of the types that can be read.
+    """
+
+    readable = tuple(READABLE)
+
+    def __init__(
+        self, folder: Path, tensors: dict[str, TensorHeader], fp8_block: tuple[int, int]
+    ) -> None:
+        self.folder = folder
+        self.tensors = tensors
+        self.fp8_block = fp8_block
+
+    @classmethod
+    def open(cls, folder: Path, fp8_block: tuple[int, int] = FP8_BLOCK) -> Checkpoint:
+        """Check the files of ``folder`` and list their tensors; reads no weights.
+
+        Args:
+            folder: Holds model.safetensors, or model.safetensors.index.json and its shards.
+            fp8_block: Rows and columns of an FP8 matrix that share a scale.
+
+        Raises:
+            CheckpointError: A file is missing, truncated, damaged, not safetensors or outside the
+                folder; all such problems are named in one message.
+        """
+        folder = Path(folder)
+        if (folder / SINGLE_FILE).exists():
+            problems: list[str] = []
+            tensors = _read_header(folder / SINGLE_FILE, problems)
+        elif (folder / INDEX_FILE).exists():
+            tensors, problems = _read_shards(folder, read_index(folder / INDEX_FILE))
+        else:
+            raise CheckpointError(_no_weights_message(folder))
+        if problems:
+            raise CheckpointError(message(folder, problems, "download these files again"))
+        return cls(folder, tensors, fp8_block)
+
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` as float32, in memory of its own.
+
+        Raises:
+            CheckpointError: The file has changed since it was opened, or the tensor holds NaN or
+                infinite values.
+        """
+        shape = self.tensors[name].shape
+        return self.read_rows(name, 0, shape[0]) if shape else self._read_items(name, 0, 1)[0]
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` (exclusive) of the first axis of ``name``; see ``read``."""
+        header = self.tensors[name]
+        row = math.prod(header.shape[1:])
+        rows = self._read_items(name, start * row, stop * row)
+        rows = rows.reshape(stop - start, *header.shape[1:])
+        if header.dtype == FP8_DTYPE:
+            # The scales of a stack are read by matrix, those of a matrix by rows of blocks.
+            step = self.fp8_block[0] if rows.dim() == 2 else 1
+            scales = self.read_rows(scale_name(name), start // step, -(-stop // step))
+            apply_scales(rows, scales, self.fp8_block, start=start)
+        return rows
+
+    def _read_items(self, name: str, start: int, stop: int) -> Tensor:
+        try:
+            return self._read_finite(name, start, stop)
+        except OSError as exc:
+            raise CheckpointError(
+                f"{self.tensors[name].file}: {name} cannot be read: {exc.strerror}; "
+                "check the disk and leave the checkpoint alone during an export"
+            ) from exc
+
+    def _read_finite(self, name: str, start: int, stop: int) -> Tensor:
+        header = self.tensors[name]
+        dtype = READABLE[header.dtype]
+        # NumPy asks for huge pages, of which a new array has few to be filled with zeros first.
+        items = torch.from_numpy(np.empty(stop - start, np.float32))
+        # Bounds what is in memory beside the result.
+        buffer = torch.empty(min(CHUNK_ITEMS, stop - start), dtype=dtype)
+        with header.file.open("rb", buffering=0) as file:
+            file.seek(header.offset + start * dtype.itemsize)
+            for chunk in torch.split(items, CHUNK_ITEMS):
+                raw = buffer[: len(chunk)]
+                if not _fill(file.fileno(), raw):
+                    raise CheckpointError(
+                        f"{header.file}: ended within {name}, it has changed since it was opened; "
+                        "leave the checkpoint alone during an export"
+                    )
+                chunk.copy_(raw)
+                # NaN and infinity survive a sum, which costs a tenth of looking at each value.
+                if not (chunk.sum().isfinite() or chunk.isfinite().all()):
+                    raise CheckpointError(
+                        f"{header.file}: {name}: expected finite values, found NaN or infinity; "
+                        "download the file again"
+                    )
+        return items
+
+
+def message(folder: Path, problems: list[str], advice: str) -> str:
+    """One line that names every problem of a checkpoint (beyond a hundred, their number)."""
+    shown = problems[:100]
+    if len(problems) > len(shown):
+        shown = [*shown, f"and {len(problems) - len(shown)} more"]
+    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
+    return f"{folder}: {count}{'; '.join(shown)}; {advice}"
+
+
+def _fill(descriptor: int, tensor: Tensor) -> bool:
+    """Read bytes into all of ``tensor``; false when the file ends before."""
+    left = tensor.view(torch.uint8).numpy().data
+    while len(left) > 0:
+        count = os.readv(descriptor, [left])
+        if count == 0:
+            return False
+        left = left[count:]
+    return True
+
+
+def _no_weights_message(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: expected a checkpoint folder, found none; check the path"
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        return (
+            f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found {', '.join(pickles[:3])}: "
+            "shoal reads safetensors only; convert with transformers: "
+            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+        )
+    return f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither; download the weights"
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Shard file by tensor name, as model.safetensors.index.json gives it.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: expected JSON, found: {exc}; download it again") from exc
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
+        raise CheckpointError(
+            f"{path}: expected weight_map to give a file for each tensor; download it again"
+        )
+    return shards
+
+
+def _read_shards(folder: Path, shards: dict[str, str]) -> tuple[dict[str, TensorHeader], list[str]]:
+    problems: list[str] = []
+    tensors: dict[str, TensorHeader] = {}
+    for file in sorted(set(shards.values())):
+        named = sorted(name for name, shard in shards.items() if shard == file)
+        if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
+            problems.append(
+                f"{INDEX_FILE}: expected plain names of .safetensors files, found {file!r}"
+            )
+        elif not (folder / file).exists():
+            problems.append(f"{file}: missing shard, which {INDEX_FILE} names")
+        else:
+            before = len(problems)
+            headers = _read_header(folder / file, problems)
+            absent = [name for name in named if name not in headers]
+            if absent and len(problems) == before:
+                problems.append(f"{file}: lacks {', '.join(absent)}, which {INDEX_FILE} expects")
+            tensors |= {name: headers[name] for name in named if name in headers}
+    return tensors, problems
+
+
+def _read_header(path: Path, problems: list[str]) -> dict[str, TensorHeader]:
+    """Headers of one safetensors file; what is wrong with it is added to ``problems``."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                problems.append(f"{path.name}: truncated or not safetensors ({size} bytes)")
+                return {}
+            entries = json.loads(file.read(length))
+        headers, ends = _parse_entries(path, entries, 8 + length)
+    except OSError as exc:
+        problems.append(f"{path.name}: cannot be read: {exc.strerror}")
+        return {}
+    except _DamagedEntry as exc:
+        problems.append(f"{path.name}: damaged header: {exc}")
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        problems.append(f"{path.name}: damaged header")
+        return {}
+    end = max(ends, default=8 + length)
+    if end != size:
+        word = "truncated" if size < end else "damaged"
+        problems.append(f"{path.name}: {word}: expected {end} bytes by its header, found {size}")
+    return headers
+
+
+class _DamagedEntry(Exception):
+    """What is wrong with one tensor's entry in a header."""
+
+
+def _parse_entries(
+    path: Path, entries: dict[str, Any], data_start: int
+) -> tuple[dict[str, TensorHeader], Iterable[int]]:
+    """Tensors and their ends in bytes. Any exception means that the header is damaged."""
+    headers: dict[str, TensorHeader] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        headers[name], span = _parse_entry(path, name, entry, data_start)
+        spans.append((*span, name))
+    spans.sort()
+    # Tensors lie side by side: an overlap or a gap means that offsets are wrong.
+    for (_, end, name), (begin, _, following) in pairwise([(0, 0, "the header"), *spans]):
+        if begin < end:
+            raise _DamagedEntry(f"{following} overlaps {name}")
+        if begin > end:
+            raise _DamagedEntry(f"{begin - end} bytes between {name} and {following} are unused")
+    return headers, [data_start + end for _, end, _ in spans]
+
+
+def _parse_entry(
+    path: Path, name: str, entry: dict[str, Any], data_start: int
+) -> tuple[TensorHeader, tuple[int, int]]:
+    """One tensor and where its bytes begin and end, from the end of the header on."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        bits = math.prod(shape) * ITEM_BITS[dtype] if valid else -1
+    except (ValueError, TypeError, KeyError) as exc:
+        raise _DamagedEntry(f"{name} has no readable type, shape and offsets") from exc
+    if (end - begin) * 8 != bits:
+        raise _DamagedEntry(
+            f"{name}: {dtype} of shape {list(shape)} does not fit offsets [{begin}, {end}]"
+        )
+    return TensorHeader(file=path, dtype=dtype, shape=shape, offset=data_start + begin), (
+        begin,
+        end,
+    )

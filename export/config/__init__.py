@@ -1,0 +1,1 @@
+"""What config.json means: keys, values, rotary scaling, families; no tensors, no graphs."""

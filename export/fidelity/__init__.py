@@ -1,0 +1,1 @@
+"""What quantization costs, measured while the weights pass by; calibration of 4-bit rounding."""

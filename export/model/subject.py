@@ -1,0 +1,77 @@
+"""A checkpoint as ``shoal eval`` reads models: in float32, whole in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shoal.export.config.model_config import load_config
+from shoal.export.model.load import load_model
+
+_FLOAT_BYTES = 4
+
+
+class CheckpointSubject:
+    """The reference modules on a checkpoint's weights; has what the evaluation asks of a model.
+
+    Args:
+        path: the checkpoint folder.
+        threads: threads that compute; None leaves it to torch.
+
+    Raises:
+        ConfigError: the architecture is not supported.
+        CheckpointError: the checkpoint is incomplete or damaged.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.config, config = load_config(path)
+        self._model = load_model(path)
+        self.path = path
+        self.weights = "float32"
+        self.num_parameters = sum(weight.numel() for weight in self._model.parameters())
+        self.weight_bytes = self.num_parameters * _FLOAT_BYTES
+        self.vocab_size = config.vocab_size
+        self.max_length = config.max_position_embeddings
+        self.moe_layers = tuple(config.moe_layers)
+        self.num_experts_per_tok = config.num_experts_per_tok if config.moe_layers else 0
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Hidden states [T,D] and expert ids [M,T,K] of tokens in an empty context."""
+        hidden, _, experts = self._step(list(ids), 0, None)
+        shape = (0, len(ids), self.num_experts_per_tok)
+        chosen = np.stack(experts) if experts else np.empty(shape, np.int64)
+        return hidden[0].numpy(), chosen
+
+    @torch.inference_mode()
+    def logits(self, hidden_TD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits [T,W] of hidden states."""
+        logits: npt.NDArray[np.float32] = self._model.head(torch.from_numpy(hidden_TD)).numpy()
+        return logits
+
+    @torch.inference_mode()
+    def continue_greedily(self, ids: Sequence[int], count: int) -> list[int]:
+        """The likeliest token after ``ids``, the likeliest after that, and so on."""
+        new: list[int] = []
+        hidden, caches, _ = self._step(list(ids), 0, None)
+        while True:
+            new.append(int(self._model.head(hidden[0, -1]).argmax()))
+            if len(new) == count:
+                return new
+            hidden, caches, _ = self._step(new[-1:], len(ids) + len(new) - 1, caches)
+
+    def _step(
+        self, ids: list[int], position: int, caches: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor], list[npt.NDArray[np.int64]]]:
+        """Hidden states [1,T,D], the new caches, and each MoE layer's expert ids [T,K]."""
+        positions = torch.arange(position, position + len(ids))[None]
+        grown = self._model.grow_caches(caches, len(ids))
+        hidden, caches, routing = self._model(torch.tensor([ids]), positions, grown)
+        return hidden, caches, [chosen.expert_ids[0].numpy() for chosen in routing.values()]

@@ -1,0 +1,1 @@
+"""Tokenizer files of a checkpoint, converted to the one form the runtime reads."""

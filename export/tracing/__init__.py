@@ -1,0 +1,1 @@
+"""From reference modules to the ONNX graphs of a bundle."""

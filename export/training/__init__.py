@@ -1,0 +1,1 @@
+"""Recipes that train small models of the reference modules on a CPU."""

@@ -1,0 +1,1 @@
+"""The bundle's folder and files on disk: complete or not there, resumable."""

@@ -1,0 +1,114 @@
+"""How the command line writes results: tables for people, JSON for programs, both on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from shoal.runtime.console.units import format_bytes, format_count, format_rate
+
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "format_rate",
+    "progress_line",
+    "write_grid",
+    "write_json",
+    "write_lines",
+    "write_pairs",
+]
+
+_PROGRESS_EVERY_S = 2.0
+_PLAIN_WIDTH = 120  # columns when stdout is no terminal: nothing to fit into
+
+
+def write_json(report: Mapping[str, Any]) -> None:
+    """Print a report as ASCII JSON; numbers that JSON does not have (NaN, infinity) become null."""
+    text = json.dumps(_finite(report), indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values under a title."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    _write_table(title, table)
+
+
+def write_grid(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True
+) -> None:
+    """Print rows under column headings.
+
+    Args:
+        title: line above the table.
+        columns: headings.
+        rows: one text per column.
+        numbers: all columns but the first hold numbers and go to the right.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for position, name in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if numbers and position else "left"
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _write_table(title, table)
+
+
+def write_lines(lines: Sequence[str]) -> None:
+    """Print lines of plain text."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def progress_line(text: str) -> None:
+    """Print one line about what is going on to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class ByteProgress:
+    """A line on stderr every few seconds; nothing for what takes less than that.
+
+    Called with bytes done, bytes in all and the name of what is being read or written.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._last_s = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int, name: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s >= _PROGRESS_EVERY_S:
+            self._last_s = now_s
+            share = 100 * done_bytes // max(total_bytes, 1)
+            sizes = f"{format_bytes(done_bytes)} of {format_bytes(total_bytes)}"
+            progress_line(f"{self._verb}: {share} %, {sizes}, {name}")
+
+
+def _write_table(title: str, table: Table) -> None:
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(title, style="bold")
+        console.print(table)
+    write_lines([line.rstrip() for line in captured.get().splitlines()])

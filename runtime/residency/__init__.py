@@ -1,0 +1,1 @@
+"""Which experts' bytes are in memory; knows no text."""

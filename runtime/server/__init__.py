@@ -1,0 +1,1 @@
+"""Serves dialogues and completions: requests in, answers out; knows no options."""

@@ -1,0 +1,94 @@
+"""``shoal run --loop``: answers lines until its input ends or it is told to stop.
+
+With ``--listen`` the lines come through a socket, else from stdin. As a systemd service of
+``Type=notify`` it says when it is ready; SIGTERM ends it cleanly. See docs/service.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import BinaryIO
+
+from shoal.runtime.console.report import progress_line
+from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES, LineRequests
+from shoal.runtime.server.listener import LineBuffer, address_of, listen, serve
+
+
+def run_loop(requests: LineRequests, address: str | None) -> int:
+    """Answer lines until stdin ends or SIGTERM comes.
+
+    Args:
+        requests: answers them.
+        address: where to listen, None for stdin; see ``listener.listen``.
+
+    Raises:
+        InputError: the address cannot be listened on.
+    """
+    with _stop_on_sigterm():
+        try:
+            if address is None:
+                progress_line("ready: reading lines from stdin")
+                notify("READY=1")
+                _answer_stream(requests, sys.stdin.buffer, sys.stdout.buffer)
+            else:
+                with listen(address) as server:
+                    progress_line(f"ready: listening on {address_of(server)}")
+                    notify("READY=1")
+                    serve(server, requests.answer)
+        except _Stopped:
+            progress_line("stopped")
+        finally:
+            notify("STOPPING=1")
+    return 0
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if one asked for it (sd_notify).
+
+    Source: systemd, sd_notify(3): a datagram to the Unix socket in NOTIFY_SOCKET.
+    """
+    name = os.environ.get("NOTIFY_SOCKET", "")
+    if not name.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.sendto(state.encode(), "\0" + name[1:] if name[0] == "@" else name)
+        except OSError as error:
+            progress_line(f"warning: NOTIFY_SOCKET {name}: {error.strerror or error}")
+
+
+class _Stopped(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _answer_stream(requests: LineRequests, source: BinaryIO, target: BinaryIO) -> None:
+    def send(data: bytes) -> None:
+        target.write(data)
+        target.flush()
+
+    lines = LineBuffer()
+    while data := source.readline(LONGEST_LINE_BYTES):
+        lines.feed(data)
+        while lines.has_line:
+            requests.answer(lines.take(), send)
+    lines.finish()
+    if lines.has_line:
+        requests.answer(lines.take(), send)

@@ -1,1 +1,0 @@
-"""``shoal run --loop``: lines in, answers out."""
