@@ -23,7 +23,7 @@ help:
 	@echo "make lint       ruff and mypy only"
 	@echo "make kernels    build the native kernels anew, after changes to their sources"
 	@echo "make bench      speed and memory beside llama.cpp's, on a model of BENCH='--model lite-mini'"
-	@echo "make docs       write docs/cli.md from the command's own help"
+	@echo "make docs       write docs/cli.md, docs/api.md and docs/files.md from the sources"
 	@echo "make clean      remove build/ and caches; make distclean removes $(VENV) too"
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) (pytest processes)"
 
@@ -55,6 +55,10 @@ docs: $(STAMP)
 	@mkdir -p docs
 	$(BIN)/python -m shoal.runtime.commands.options > docs/cli.md.new
 	mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m tests.docs.api_page > docs/api.md.new
+	mv docs/api.md.new docs/api.md
+	$(BIN)/python -m tests.docs.file_map > docs/files.md.new
+	mv docs/files.md.new docs/files.md
 
 kernels: $(STAMP)
 	$(BIN)/python -m shoal.runtime.kernels.build

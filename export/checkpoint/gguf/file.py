@@ -3,7 +3,7 @@
 A file is a header (magic, version, two counts), keys with values, the tensors' names, sizes and
 places, and from the next multiple of the alignment on their data. Numbers are little-endian.
 
-Source: ggml, docs/gguf.md, version 3.
+Source: the GGUF specification of the ggml project, version 3.
 """
 
 from __future__ import annotations
