@@ -17,9 +17,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +28,7 @@ import numpy.typing as npt
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import ModelInfo
+from shoal.runtime.atomic_file import atomic_file
 from shoal.runtime.engine.latent_cache import CacheLayout, too_long
 
 FORMAT_VERSION = 1
@@ -66,23 +65,8 @@ def write_context_file(
     Raises:
         RuntimeFailure: the disk is full or refuses. What was there before is still there.
     """
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _write(file, _header(bundle, cache_type, arrays, note), arrays.values())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        raise RuntimeFailure(
-            f"{path}: the context could not be saved ({error.strerror or error}); free disk space "
-            "or choose another place"
-        ) from error
+    with atomic_file(path, "the context") as file:
+        _write(file, _header(bundle, cache_type, arrays, note), arrays.values())
 
 
 def read_context_file(path: Path, *, bundle: str, cache_type: CacheType) -> ContextFile:

@@ -3,6 +3,9 @@
 Files are written to a hidden folder beside the target, which takes the target's name when all of
 them are complete. A file that is not complete yet ends in ``.part``; the next attempt compares it
 with the pack and goes on where the two differ, whatever a loss of power left.
+
+Anybody may have prepared a folder of that name. What is found in it is used only if it is this
+user's own, no link of any kind, part of the pack, and has the pack's bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +33,9 @@ from shoal.runtime.packing.pack_format import (
     check_headers,
     read_index,
 )
+
+_UNFINISHED = ".part"
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def unpack(pack: Path, target: Path, progress: PackProgress | None = None) -> Bundle:
@@ -89,8 +95,9 @@ class _Unpacking:
 
     def run(self) -> None:
         """Write what is not there yet, and read what is not to be written."""
+        self._check_what_is_there()
         missing = [part for part in self._index.of(BUNDLE_FOLDER) if not self._is_there(part)]
-        written = sum(max(0, self._size_of(f"{part.file_name}.part")) for part in missing)
+        written = sum(max(0, self._size_of(part.file_name + _UNFINISHED)) for part in missing)
         check_space(self._staging, max(0, sum(part.size for part in missing) - written))
         for part in self._index.parts:
             if part.folder != BUNDLE_FOLDER:
@@ -101,8 +108,25 @@ class _Unpacking:
                 self._report(part.size, part)
         _sync_folder(self._staging)
 
+    def _check_what_is_there(self) -> None:
+        """Refuse a folder with anything in it that an attempt of this user would not have left."""
+        names = {part.file_name for part in self._index.of(BUNDLE_FOLDER)}
+        with os.scandir(self._staging) as entries:
+            for entry in entries:
+                if entry.name.removesuffix(_UNFINISHED) not in names:
+                    raise _not_ours(self._staging, f"{entry.name!a}, no part of the pack")
+                if not _is_own_file(entry.stat(follow_symlinks=False)):
+                    raise _not_ours(self._staging, f"{entry.name}, a link or another user's")
+
     def _is_there(self, part: Part) -> bool:
-        return self._size_of(part.file_name) == part.size
+        """Whether a file is complete; one with other bytes is removed."""
+        path = self._staging / part.file_name
+        if self._size_of(part.file_name) == part.size:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == part.sha256:
+                    return True
+        path.unlink(missing_ok=True)
+        return False
 
     def _size_of(self, name: str) -> int:
         try:
@@ -112,9 +136,11 @@ class _Unpacking:
         return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
     def _write(self, part: Part) -> None:
-        unfinished = self._staging / f"{part.file_name}.part"
+        unfinished = self._staging / (part.file_name + _UNFINISHED)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(unfinished, flags, 0o644), "r+b") as target:
+            if not _is_own_file(os.fstat(target.fileno())):
+                raise _not_ours(self._staging, f"{unfinished.name}, a link or another user's")
             try:
                 self._copy(part, target)
             except BundleError:
@@ -167,12 +193,27 @@ def _open_pack(pack: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _is_own_file(found: os.stat_result) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+
+
+def _not_ours(folder: Path, what: str) -> RuntimeFailure:
+    return RuntimeFailure(
+        f"{folder}: expected what an earlier attempt left, found {what}; remove the folder, or "
+        "unpack where nobody else may write"
+    )
+
+
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[None]:
-    """A folder that exists and is this process's own for now."""
-    folder.mkdir(mode=0o755, exist_ok=True)
+    """A folder that exists, that nobody else may write to, and is this process's own for now."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o755)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
+            raise _not_ours(folder, "a folder that others may write to")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_file(model, tmp_path, 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     refusal, position = done.stdout.splitlines()
     assert refusal.startswith("RuntimeFailure ")
-    assert "the context could not be saved" in refusal
+    assert "the context could not be written" in refusal
     assert position == str(len(IDS) + 1), "the context itself is as it was"
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.ctx"]

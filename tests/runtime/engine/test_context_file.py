@@ -154,14 +154,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(model, saved, tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RuntimeFailure, match=r"could not be saved \(No space left on device\)"):
+    with pytest.raises(RuntimeFailure, match=r"could not be written \(No space left on device\)"):
         model.load_context(path).save(path)
     assert path.read_bytes() == saved.read_bytes()
     assert os.listdir(tmp_path) == ["a.ctx"]
 
 
 def test_a_folder_that_is_not_there_is_one_line(model, tmp_path):
-    with pytest.raises(RuntimeFailure, match="could not be saved"):
+    with pytest.raises(RuntimeFailure, match="could not be written"):
         model.new_context().save(tmp_path / "none" / "a.ctx")
 
 

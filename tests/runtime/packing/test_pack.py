@@ -290,16 +290,60 @@ def test_what_is_no_pack_is_refused_without_waiting(tmp_path: Path) -> None:
             unpack(tmp_path / name, tmp_path / "out")
 
 
-def test_links_left_in_the_hidden_folder_are_not_followed(pack: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def stopped(pack: Path, tmp_path: Path) -> Path:
+    """The hidden folder of an unpacking that was stopped within weights.bin."""
     with pytest.raises(KeyboardInterrupt):
         unpack(pack, tmp_path / "out", _interrupt_at("bundle/weights.bin"))
     (hidden,) = tmp_path.glob(".out.*")
-    (hidden / "weights.bin.part").unlink(missing_ok=True)
+    (hidden / "weights.bin.part").unlink()
+    return hidden
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_left_in_the_hidden_folder_are_not_followed(
+    pack: Path, stopped: Path, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
     (tmp_path / "victim").write_text("mine")
-    (hidden / "weights.bin.part").symlink_to(tmp_path / "victim")
-    with pytest.raises(RuntimeFailure, match="could not be unpacked"):
+    link(tmp_path / "victim", stopped / "weights.bin.part")
+    with pytest.raises(RuntimeFailure, match=r"found weights\.bin\.part, a link"):
         unpack(pack, tmp_path / "out")
     assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_files_planted_in_the_hidden_folder_are_refused(
+    pack: Path, stopped: Path, tmp_path: Path
+) -> None:
+    (stopped / "evil.sh").write_text("#!/bin/sh")
+    with pytest.raises(RuntimeFailure, match=r"found 'evil\.sh', no part of the pack; remove"):
+        unpack(pack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bytes_of_the_right_size_are_not_taken_over(
+    pack: Path, stopped: Path, fake_bundle: FakeBundle, tmp_path: Path
+) -> None:
+    size = (fake_bundle.folder / "weights.bin").stat().st_size
+    (stopped / "weights.bin").write_bytes(b"!" * size)
+    unpack(pack, tmp_path / "out").verify_files()
+    assert contents(tmp_path / "out") == contents(fake_bundle.folder)
+
+
+def test_a_hidden_folder_that_others_may_write_to_is_refused(
+    pack: Path, stopped: Path, tmp_path: Path
+) -> None:
+    stopped.chmod(0o777)
+    with pytest.raises(RuntimeFailure, match="a folder that others may write to"):
+        unpack(pack, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_hidden_folder_of_another_user_is_refused(
+    pack: Path, stopped: Path, tmp_path: Path
+) -> None:
+    os.chown(stopped, 12345, 12345)
+    with pytest.raises(RuntimeFailure, match="a folder that others may write to"):
+        unpack(pack, tmp_path / "out")
 
 
 def _interrupt_at(name: str) -> Callable[[int, int, str], None]:
