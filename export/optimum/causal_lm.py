@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from shoal.export.checkpoint.hub import HubAccess, local_checkpoint
+from shoal.export.optimum.cache_name import CACHE
 from shoal.export.optimum.context_cache import ContextCache
 from shoal.export.pipeline import export_bundle
 from shoal.export.writing.folder import replaced_folder
@@ -30,6 +31,16 @@ from shoal.runtime.engine.session import Kernels
 
 _ABOUT_THE_FILES = ("model_type", "quantization_config", "auto_map", "torch_dtype", "dtype")
 """Keys of config.json that say how the checkpoint was stored, not what the model is."""
+
+_NOT_IN_A_BUNDLE = (
+    "inputs_embeds",
+    "labels",
+    "output_attentions",
+    "output_hidden_states",
+    "position_ids",
+)
+"""What models of transformers take and a bundle cannot; anything else they are handed is none of a
+model's business, and differs from version to version."""
 
 
 class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
@@ -106,10 +117,13 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: ContextCache | None = None,
+        cache: ContextCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool = True,
+        *,
+        past_key_values: ContextCache | None = None,
+        **options: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Read a batch of tokens.
 
@@ -117,26 +131,29 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
             input_ids: int64 [B,T].
             attention_mask: [B,S], 0 where there is padding, over the columns read before and now;
                 None for no padding.
-            past_key_values: what the call before returned; columns are read after those.
+            cache: what the call before returned; columns are read after those.
             use_cache: whether to return the cache.
             logits_to_keep: columns at the end to compute logits for; 0 for all.
             return_dict: whether to return an object, else a tuple.
+            past_key_values: ``cache`` as transformers called it before 5.24.
+            options: what else transformers may hand to a model; makes no difference to this one.
 
         Returns:
             Logits float32 [B,T,W] (or fewer columns), zeros at padding; and the cache.
 
         Raises:
-            InputError: ids or a mask that do not fit.
+            InputError: ids or a mask that do not fit, or an option that a bundle does not have.
             RuntimeFailure: onnxruntime or memory failed.
         """
-        cache = past_key_values
+        _check_options(options)
+        cache = past_key_values if cache is None else cache
         if cache is None:
             cache = ContextCache(self.model, input_ids.shape[0])
         real_BT = _real_tokens(input_ids, attention_mask, cache)
         num_logits = min(logits_to_keep, input_ids.shape[1]) or input_ids.shape[1]
         output = CausalLMOutputWithPast(
             logits=cache.read(input_ids, real_BT, num_logits),
-            past_key_values=None if use_cache is False else cache,
+            **{CACHE: None if use_cache is False else cache},
         )
         return output if return_dict else output.to_tuple()
 
@@ -208,6 +225,17 @@ def _generation_config_of(model: Model, config: PretrainedConfig) -> GenerationC
     generation_config = GenerationConfig.from_model_config(config)
     generation_config.eos_token_id = list(model.manifest.model.eos_token_ids)
     return generation_config
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what would change an answer but cannot here.
+
+    Raises:
+        InputError: an option is set that a bundle does not have.
+    """
+    for name in _NOT_IN_A_BUNDLE:
+        if options.get(name) is not None and options[name] is not False:
+            raise InputError(f"{name}: a bundle takes token ids and gives logits; leave it out")
 
 
 def _real_tokens(ids_BT: Tensor, mask_BS: Tensor | None, cache: ContextCache) -> Tensor:

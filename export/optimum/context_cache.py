@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.engine.context import Context
 from shoal.runtime.model import Model
 
 
-class ContextCache:
+class ContextCache(Cache):  # type: ignore[misc]
     """What was read of each row of a batch; grows in place as the caches of transformers do.
+
+    To transformers it is a cache without layers, and the base answers what else a version asks.
 
     Padding is not read: a row's context holds its real tokens only. So a row gives the same
     whatever it is padded with, and its positions count from its first real token.
@@ -24,9 +27,11 @@ class ContextCache:
         num_rows: how many rows the batch has.
     """
 
-    is_compileable = False
+    is_linear = (False,)  # it has a length, so a prompt that goes on from it is cut there
+    is_croppable = False
 
     def __init__(self, model: Model, num_rows: int) -> None:
+        super().__init__(layers=[])
         self.contexts: list[Context] = [model.new_context() for _ in range(num_rows)]
         self._vocab_size = model.manifest.model.vocab_size
         self._num_columns = 0

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from shoal.export.config.families.family import families
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.head_comparison import fidelity_windows
+from shoal.export.optimum.cache_name import CACHE
 from shoal.export.pipeline import export_bundle
 from shoal.export.tracing import assemble
 from shoal.export.tracing.templates import trace_templates
@@ -109,7 +110,7 @@ def test_a_prompt_read_in_pieces_is_what_transformers_makes_of_the_pieces(
     ours = [context.prefill(part[0].tolist()) for part in (ids[:, :split], ids[:, split:])]
     with torch.inference_mode():
         first = exported.oracle(ids[:, :split], use_cache=True)
-        second = exported.oracle(ids[:, split:], past_key_values=first.past_key_values)
+        second = exported.oracle(ids[:, split:], **{CACHE: first[CACHE]})
     for found, expected in zip(ours, (first, second), strict=True):
         assert np.abs(found - expected.logits[0, -1].numpy()).max() <= BUNDLE_LOGITS
 

@@ -13,6 +13,7 @@ from tests.tolerances import BUNDLE_LOGITS
 from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM, pipeline
 
 from shoal.export.optimum import ShoalForCausalLM, causal_lm
+from shoal.export.optimum.cache_name import CACHE
 from shoal.export.optimum.context_cache import ContextCache
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
@@ -87,15 +88,19 @@ def test_beams_of_one_prompt_share_its_computation(
     assert sorted(read) == sorted([*batch["attention_mask"].sum(1).tolist(), *[1] * 12])
 
 
-def test_a_returned_cache_goes_on_where_it_was(model: ShoalForCausalLM, batch: Any) -> None:
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))
+def test_a_returned_cache_goes_on_where_it_was(
+    name: str, model: ShoalForCausalLM, batch: Any
+) -> None:
     options = {"do_sample": False, "return_dict_in_generate": True}
     first = model.generate(**batch, max_new_tokens=8, **options)
     new = torch.ones(len(PROMPTS), 8, dtype=torch.int64)
     going_on = model.generate(
         first.sequences,
         attention_mask=torch.cat([batch["attention_mask"], new], 1),
-        past_key_values=first.past_key_values,
         max_new_tokens=LENGTH - 8,
+        **{name: first[CACHE]},
         **options,
     )
     whole = model.generate(**batch, max_new_tokens=LENGTH, **options)
@@ -114,6 +119,20 @@ def test_logits_are_those_of_transformers_and_zero_at_padding(
     assert not found[~real].any()
     logits, _ = model(**batch, return_dict=False)
     assert torch.equal(logits, found)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_either_name_of_the_cache_is_understood(name: str, model: ShoalForCausalLM) -> None:
+    first = model(torch.tensor([[5, 6]]))
+    found = model(torch.tensor([[7]]), **{name: first[CACHE]})
+    assert found[CACHE] is first[CACHE]
+    assert found[CACHE].get_seq_length() == 3
+
+
+def test_what_transformers_hands_through_makes_no_difference(model: ShoalForCausalLM) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    found = model(ids, output_attentions=False, position_ids=None, is_first_iteration=True)
+    assert torch.equal(found.logits, model(ids).logits)
 
 
 def test_pipelines_take_the_model(
@@ -182,7 +201,9 @@ def test_what_cannot_be_done_is_refused(
     with pytest.raises(InputError, match=r"expected shape \[1, 2\], found \[1, 3\]"):
         model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 3))
     with pytest.raises(InputError, match=r"expected shape \[3, tokens\], found \[1, 1\]"):
-        model(torch.tensor([[1]]), past_key_values=model(**batch).past_key_values)
+        model(torch.tensor([[1]]), cache=model(**batch)[CACHE])
+    with pytest.raises(InputError, match=r"^position_ids: a bundle takes token ids"):
+        model(torch.tensor([[1]]), position_ids=torch.tensor([[7]]))
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         model.generate(torch.tensor([[1]]), assistant_model=oracle, max_new_tokens=1)
     with pytest.raises(InputError, match="bundles run on the CPU, found cuda"):
