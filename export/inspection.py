@@ -18,10 +18,10 @@ from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sou
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 from shoal.graphs.manifest import TensorInfo
+from shoal.graphs.parameters import Parameter
 from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES, Recipe
 
 _FLOAT_BYTES = 4
-_ROUTER = ".mlp.gate.weight"  # stays float32: a changed choice of expert is no rounding error
 
 
 def inspect_checkpoint_command(args: argparse.Namespace) -> int:
@@ -87,12 +87,14 @@ def planned_tensors(parameters: ParameterSources, recipe: Recipe | None) -> dict
     tensors = {}
     for name, source in parameters.sources.items():
         count = math.prod(source.shape)
-        if recipe is None or len(source.shape) == 1 or name.endswith(_ROUTER):
+        parameter = Parameter.parse(name)
+        stored = None if recipe is None else recipe.format_of(parameter)
+        if stored is None:
             tensors[name] = _tensor("float32", source.shape, count * _FLOAT_BYTES)
         else:
-            scales = count // recipe.format_of(name).block_size
+            scales = count // stored.block_size
             tensors[name] = _tensor("uint8", source.shape, count)
-            tensors[f"{name}_scales"] = _tensor("float32", (scales,), scales * _FLOAT_BYTES)
+            tensors[str(parameter.scales)] = _tensor("float32", (scales,), scales * _FLOAT_BYTES)
     return tensors
 
 

@@ -22,7 +22,8 @@ from shoal.graphs.contract import (
 )
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
-from shoal.graphs.recipes import BLOCK_SIZES, KINDS, WEIGHT_CHOICES, WeightFormat
+from shoal.graphs.parameters import KINDS
+from shoal.graphs.recipes import BLOCK_SIZES, WEIGHT_CHOICES, WeightFormat
 
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from shoal.graphs.errors import ExportError
+from shoal.graphs.parameters import KINDS, Parameter
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Values that may share a scale."""
@@ -20,21 +21,6 @@ FLOAT32 = "fp32"
 
 DEFAULT_RECIPE = "int8"
 INT4_EXPERTS = "int4-experts"
-
-_KIND_BY_PART = {
-    "embed_tokens.": "embedding",
-    "lm_head.": "head",
-    ".mlp.experts.": "experts",
-    ".mlp.shared_experts.": "shared_experts",
-    ".self_attn.w_u": "attention_latent",
-    ".self_attn.o_proj.": "attention_output",
-    ".self_attn.": "attention_input",
-    "mlp.": "dense",
-}
-_OTHER = "other"  # the projection that joins the inputs of an MTP module
-
-KINDS = (*_KIND_BY_PART.values(), _OTHER)
-"""The kinds of weights that recipes tell apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +58,9 @@ class Recipe:
     meaning: str
     formats: Mapping[str, WeightFormat] = field(hash=False)
 
-    def format_of(self, parameter: str) -> WeightFormat:
-        """The format of a parameter that an int8 op takes."""
-        return self.formats[weight_kind(parameter)]
+    def format_of(self, parameter: Parameter) -> WeightFormat | None:
+        """How a parameter is stored, None for one that stays float32."""
+        return None if parameter.kind is None else self.formats[parameter.kind]
 
     def with_block_size(self, block_size: int) -> Recipe:
         """The recipe with blocks of another size for all its 8-bit weights."""
@@ -85,12 +71,9 @@ class Recipe:
         return replace(self, formats=MappingProxyType(formats))
 
 
-def weight_kind(parameter: str) -> str:
+def weight_kind(parameter: str) -> str | None:
     """Which of ``KINDS`` a parameter is, by its name."""
-    for part, kind in _KIND_BY_PART.items():
-        if part in parameter:
-            return kind
-    return _OTHER
+    return Parameter.parse(parameter).kind
 
 
 def _recipe(name: str, meaning: str, block_size: int, *two_terms: str) -> Recipe:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from shoal.graphs.contract import OP_DOMAIN
+from shoal.graphs.parameters import Parameter
 from shoal.graphs.passes.weights import new_weight, replace_initializers, weight_shape
 from shoal.graphs.quantize import block_size_for
 from shoal.graphs.recipes import Recipe, WeightFormat
@@ -88,7 +89,8 @@ def quantize_weights(model: ir.Model, recipe: Recipe) -> dict[str, WeightFormat]
 def _stored_as(node: ir.Node, form: _Int8Form, recipe: Recipe) -> WeightFormat:
     """The one format of all weights of a node, which makes do with what its op offers."""
     weights = [node.inputs[i] for i in form.weight_inputs]
-    wanted = recipe.format_of((weights[0] and weights[0].name) or "")
+    wanted = recipe.format_of(Parameter.parse((weights[0] and weights[0].name) or ""))
+    assert wanted is not None, f"{node.op_type}: its weights have a kind"
     return replace(
         wanted,
         block_size=min(block_size_for(weight_shape(w)[-1], wanted.block_size) for w in weights),
@@ -143,5 +145,5 @@ def _stored_pair(weight: ir.Value, stored: WeightFormat, blocked_shape: bool) ->
     name = weight.name or ""
     return [
         new_weight(name, ir.DataType.UINT8, codes),
-        new_weight(name + SCALES_SUFFIX, ir.DataType.FLOAT, blocks),
+        new_weight(str(Parameter.parse(name).scales), ir.DataType.FLOAT, blocks),
     ]

@@ -1,45 +1,25 @@
-"""Recipes: what kind a weight is and how it is stored."""
+"""Recipes: how weights of each kind are stored."""
 
 from __future__ import annotations
 
 import pytest
 
 from shoal.graphs.errors import ExportError
-from shoal.graphs.recipes import (
-    DEFAULT_RECIPE,
-    KINDS,
-    RECIPES,
-    WEIGHT_CHOICES,
-    choose_recipe,
-    weight_kind,
-)
-
-
-@pytest.mark.parametrize(
-    ("parameter", "kind"),
-    [
-        ("embed_tokens.weight", "embedding"),
-        ("lm_head.weight", "head"),
-        ("layers.3.self_attn.q_proj.weight", "attention_input"),
-        ("layers.3.self_attn.kv_a_proj_with_mqa.weight", "attention_input"),
-        ("layers.3.self_attn.w_uk", "attention_latent"),
-        ("layers.3.self_attn.w_uv", "attention_latent"),
-        ("layers.3.self_attn.o_proj.weight", "attention_output"),
-        ("layers.0.mlp.down_proj.weight", "dense"),
-        ("layers.0.dense_mlp.down_proj.weight", "dense"),
-        ("layers.3.mlp.shared_experts.down_proj.weight", "shared_experts"),
-        ("layers.3.mlp.experts.gate_up", "experts"),
-        ("mtp.0.mlp.experts.down", "experts"),
-        ("mtp.0.eh_proj.weight", "other"),
-    ],
-)
-def test_kinds_are_told_by_name(parameter: str, kind: str) -> None:
-    assert weight_kind(parameter) == kind
+from shoal.graphs.parameters import KINDS, Parameter
+from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES, WEIGHT_CHOICES, choose_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_a_format_for_every_kind(name: str) -> None:
     assert set(RECIPES[name].formats) == set(KINDS)
+
+
+def test_a_parameter_has_the_format_of_its_kind_or_stays_float32() -> None:
+    recipe = RECIPES["int4-experts"]
+    form = recipe.format_of(Parameter.parse("layers.1.mlp.experts.down"))
+    assert form is not None
+    assert (form.bits, form.block_size) == (4, 32)
+    assert recipe.format_of(Parameter.parse("layers.1.mlp.gate.weight")) is None
 
 
 def test_the_default_takes_eight_and_a_half_bits_in_blocks_that_allow_drafts() -> None:
