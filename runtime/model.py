@@ -21,14 +21,10 @@ from shoal.runtime.drafting.speculation import LONGEST_DRAFT, Speculation
 from shoal.runtime.engine.batch import BatchStep
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.engine.context_file import check_arrays, read_context_file
-from shoal.runtime.engine.fit import (
-    bundle_need,
-    check_later_graph,
-    choose_context,
-    native_advice,
-)
+from shoal.runtime.engine.fit import check_later_graph, choose_context, native_advice
 from shoal.runtime.engine.graph_check import check_cache, check_graphs, check_mtp
 from shoal.runtime.engine.latent_cache import CacheLayout
+from shoal.runtime.engine.need import bundle_need
 from shoal.runtime.engine.session import GraphSession, Kernels, SessionSettings, choose_settings
 from shoal.runtime.engine.step import FloatArray, Routing
 from shoal.runtime.engine.token_ids import TokenIds, check_token, check_tokens

@@ -22,7 +22,8 @@ from shoal.runtime.console.report import (
     write_lines,
     write_pairs,
 )
-from shoal.runtime.engine.fit import SMALLEST_CONTEXT, Form, bundle_need, find_room
+from shoal.runtime.engine.fit import SMALLEST_CONTEXT, find_room
+from shoal.runtime.engine.need import Form, bundle_need
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.kernels.op_forms import op_forms

@@ -22,7 +22,7 @@ from shoal.runtime.console.report import (
     write_lines,
     write_pairs,
 )
-from shoal.runtime.engine.fit import Form, bundle_need
+from shoal.runtime.engine.need import Form, bundle_need
 
 
 def inspect_command(args: argparse.Namespace) -> int:

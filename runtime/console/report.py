@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from shoal.runtime.console.units import format_bytes, format_count, format_rate
+from shoal.runtime.units import format_bytes, format_count, format_rate
 
 __all__ = [
     "format_bytes",

@@ -1,30 +1,15 @@
-"""Does a bundle fit into memory, and how long may a context be: what it needs against what is left.
-
-What a form of a bundle takes (measured against in tests/runtime/engine/test_fit.py):
-
-    mapped      weights that are read where the file is mapped: shared, dropped when memory is short
-    copied      weights that onnxruntime's own kernels repack into memory when they are loaded
-    cache       the latent cache: so much per token of the context
-    scratch     intermediate values of the longest step, estimated from above
-
-All but the first is memory that only this process uses and that must exist. Native kernels copy
-nothing, so with them a model larger than memory runs too: from the disk, and slowly.
-"""
+"""Does a bundle fit into memory here, and how long may a context be: need against what is left."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, mapped_weight_bytes
-from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
+from shoal.graphs.manifest import Manifest
 from shoal.graphs.recipes import FLOAT32
-from shoal.runtime.console.units import format_bytes
-from shoal.runtime.engine.step import LARGEST_CHUNK, SCORE_BYTES, SMALLEST_CHUNK
+from shoal.runtime.engine.need import Form, Need, bundle_need, session_bytes
 from shoal.runtime.machine.memory import (
     FREE_MEMORY,
     GROUP_LIMIT,
@@ -33,65 +18,13 @@ from shoal.runtime.machine.memory import (
     read_memory,
     read_resident,
 )
-
-Form = Literal["native", "portable"]
+from shoal.runtime.units import format_bytes
 
 SMALLEST_CONTEXT = 512
 """A bundle is opened when at least this many tokens fit, unless fewer are asked for."""
 
-_SESSION_BYTES = 8 << 20  # what onnxruntime keeps for two graphs, ...
-_LAYER_BYTES = 1 << 20  # ... and for each layer in them
 _STACK_BYTES = 8 << 20  # address space of a thread
 _SESSIONS = 2  # decoder and head, each with a pool of threads
-_ROW_COPIES = 2  # latents, and latents with rope keys
-_SCORE_COPIES = 3  # scores, masked scores and shares of attention
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """Memory that one form of a bundle takes."""
-
-    form: Form
-    model: ModelInfo
-    mapped_bytes: int
-    loading_bytes: int  # mapped while it is being copied
-    copied_bytes: int
-    token_bytes: int  # latent cache
-    activation_bytes: int  # of one token
-    attention_weight_bytes: int  # of one layer, in float32
-    token_read_bytes: int  # weights that a token reads
-    float_row_bytes: int  # a token in one layer's cache as floats, where those must be made
-
-    def cache_bytes(self, tokens: int) -> int:
-        """The latent cache of a context."""
-        return tokens * self.token_bytes
-
-    def scratch_bytes(self, tokens: int) -> int:
-        """Intermediate values while a context of this length is read."""
-        chunk = min(tokens, LARGEST_CHUNK)
-        fixed = _SESSION_BYTES + self.model.num_hidden_layers * _LAYER_BYTES
-        scratch = fixed + chunk * self.activation_bytes + self.attention_weight_bytes
-        if self.form == "portable":
-            row_bytes = 4 * self.model.num_attention_heads * tokens
-            longest = max(SCORE_BYTES, SMALLEST_CHUNK * row_bytes)
-            scratch += _SCORE_COPIES * min(longest, chunk * row_bytes)
-            scratch += _ROW_COPIES * tokens * self.float_row_bytes
-        return scratch
-
-    def anonymous_bytes(self, tokens: int) -> int:
-        """Memory that only this process uses, with a context of this length."""
-        return self.copied_bytes + self.cache_bytes(tokens) + self.scratch_bytes(tokens)
-
-    def longest_context(self, free_bytes: int) -> int:
-        """Tokens of the longest context that fits, at most the model's own limit; 0 if none."""
-        fits, too_long = 0, self.model.max_position_embeddings + 1
-        while too_long - fits > 1:
-            middle = (fits + too_long) // 2
-            if self.anonymous_bytes(middle) <= free_bytes:
-                fits = middle
-            else:
-                too_long = middle
-        return fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,28 +39,6 @@ class Room:
     def usable_bytes(self) -> int:
         """With swap, on which a model crawls, but runs."""
         return self.free_bytes + self.swap_bytes
-
-
-def bundle_need(manifest: Manifest, form: Form, cache_type: CacheType = "float32") -> Need:
-    """What one form of a bundle takes."""
-    model, tensors = manifest.model, manifest.tensors
-    heads, head_dims = model.num_attention_heads, model.qk_nope_head_dim + model.v_head_dim
-    portable = form == "portable"
-    row_bytes = 4 * (model.kv_lora_rank + model.qk_rope_head_dim)
-    return Need(
-        form=form,
-        model=model,
-        mapped_bytes=mapped_weight_bytes(tensors, native=not portable),
-        loading_bytes=max((info.size for info in tensors.values()), default=0) if portable else 0,
-        copied_bytes=loaded_weight_bytes(tensors) if portable else 0,
-        token_bytes=cache_token_bytes(
-            model.kv_lora_rank, model.qk_rope_head_dim, model.num_hidden_layers, cache_type
-        ),
-        activation_bytes=4 * _activation_values(model, tensors),
-        attention_weight_bytes=4 * heads * head_dims * model.kv_lora_rank,
-        token_read_bytes=manifest.token_read_bytes,
-        float_row_bytes=0 if cache_type == "float32" else row_bytes,
-    )
 
 
 def choose_context(
@@ -175,8 +86,8 @@ def choose_context(
         return tokens
     least = tokens if max_context else min(tokens, SMALLEST_CONTEXT)
     check_fit(where, need, room, least, advice)
-    for text in fit_warnings(where, need, room, least):
-        warnings.warn(text, stacklevel=2)
+    for message in fit_warnings(where, need, room, least):
+        warnings.warn(message, stacklevel=2)
     if max_memory is not None and max_context is None:
         return min(tokens, need.longest_context(room.usable_bytes))
     return tokens
@@ -230,7 +141,7 @@ def check_later_graph(
     Raises:
         RuntimeFailure: it does not fit.
     """
-    needed = copied_bytes + _SESSION_BYTES + num_layers * _LAYER_BYTES
+    needed = copied_bytes + session_bytes(num_layers)
     room = _least_room(read_memory(), read_resident(), 0, max_memory)
     if room is not None and needed > room.usable_bytes:
         raise RuntimeFailure(
@@ -323,19 +234,3 @@ def _parts(need: Need, tokens: int) -> str:
         "scratch": need.scratch_bytes(tokens),
     }
     return ", ".join(f"{format_bytes(size)} {name}" for name, size in parts.items() if size)
-
-
-def _activation_values(model: ModelInfo, tensors: Mapping[str, TensorInfo]) -> int:
-    """Intermediate values of one token, from above: a layer's widest part and its queries."""
-    dense = expert = shared = 0
-    for name, info in tensors.items():
-        if name.endswith(".mlp.shared_experts.gate_proj.weight"):
-            shared = max(shared, info.shape[0])
-        elif name.endswith(".mlp.gate_proj.weight"):
-            dense = max(dense, info.shape[0])
-        elif name.endswith(".mlp.experts.gate_up"):
-            expert = max(expert, info.shape[1] // 2)
-    hidden = model.hidden_size
-    sparse = model.num_experts_per_tok * (hidden + 3 * expert) + 3 * shared
-    queries = 2 * model.num_attention_heads * (model.kv_lora_rank + model.qk_rope_head_dim)
-    return 8 * hidden + max(3 * dense, sparse) + queries

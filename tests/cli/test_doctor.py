@@ -12,7 +12,7 @@ from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands import doctor
 from shoal.runtime.commands.cli import main
 from shoal.runtime.engine import fit, session
-from shoal.runtime.engine.fit import bundle_need
+from shoal.runtime.engine.need import bundle_need
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.kernels.op_forms import int8_instructions, op_forms
 from shoal.runtime.machine.memory import Memory

@@ -15,7 +15,8 @@ from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.cli import main
 from shoal.runtime.engine import fit
-from shoal.runtime.engine.fit import Need, bundle_need, find_room
+from shoal.runtime.engine.fit import find_room
+from shoal.runtime.engine.need import Form, Need, bundle_need
 from shoal.runtime.engine.session import Kernels
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.memory import Memory, ResidentMemory
@@ -107,7 +108,7 @@ def test_scores_of_the_portable_form_stay_below_their_limit() -> None:
 
 
 @given(free=st.integers(0, 1 << 31), form=st.sampled_from(["native", "portable"]))
-def test_the_longest_context_fits_and_one_token_more_does_not(free: int, form: fit.Form) -> None:
+def test_the_longest_context_fits_and_one_token_more_does_not(free: int, form: Form) -> None:
     need = bundle_need(manifest(), form)
     longest = need.longest_context(free)
     assert longest == 0 or need.anonymous_bytes(longest) <= free
@@ -331,7 +332,7 @@ MARGIN_BYTES = 8 * MB  # what Python itself takes and gives back meanwhile
 LIMITED = """
 import resource, sys
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.engine.fit import bundle_need
+from shoal.runtime.engine.need import bundle_need
 from shoal.runtime.model import open_bundle
 from shoal.runtime.engine.session import Kernels
 from shoal.runtime.machine.system_files import PROC, read_text

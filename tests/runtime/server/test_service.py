@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.console.units import format_bytes
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.server import listener
 from shoal.runtime.server import loop as service
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES
 from shoal.runtime.server.listener import LineBuffer, listen
+from shoal.runtime.units import format_bytes
 
 PROMPT = "It is a truth"
 Server = Callable[..., "Running"]
