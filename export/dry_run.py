@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.bundle_manifest import count_parameters, token_read_bytes
-from shoal.export.pipeline import TextChoice, open_model, small_files, used_formats
+from shoal.export.fidelity.text import TextChoice
+from shoal.export.plan import open_model, small_files, used_formats
 from shoal.export.tables import write_grid, write_pairs
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context

@@ -26,8 +26,9 @@ from torch import Tensor
 from shoal.export.checkpoint.safetensors_files import Checkpoint
 from shoal.export.checkpoint.tensor_names import Source
 from shoal.export.config.model_config import ModelConfig
-from shoal.export.fidelity.calibration import CalibrationText, round_with_inputs
+from shoal.export.fidelity.calibration import round_with_inputs
 from shoal.export.fidelity.head_comparison import Fidelity, HeadComparison
+from shoal.export.fidelity.text import FidelityText
 from shoal.export.fidelity.two_streams import Each, TwoStreams, Weights
 from shoal.export.writing.journal import ResumePoint
 from shoal.export.writing.sinks import WeightSink
@@ -51,30 +52,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _LARGE_ARRAY_BYTES = 8 << 20
 _VALUES_IN_FLIGHT = 1 << 26
 _LINEAR_MAPS = ("_proj.weight", "_proj_with_mqa.weight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidelityText:
-    """What to measure fidelity on: a name and int64 windows [B,T]; and what else rides along.
-
-    ``calibration``, with windows of the same length, improves the rounding to 4 bits.
-    """
-
-    name: str
-    ids_BT: Tensor
-    calibration: CalibrationText | None = None
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """The windows to measure on and, if there are any, those to calibrate on."""
-        return (
-            (self.ids_BT,) if self.calibration is None else (self.ids_BT, self.calibration.ids_BT)
-        )
-
-    @property
-    def all_ids(self) -> Tensor:
-        """All windows."""
-        return torch.cat(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -287,10 +287,10 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
 
 
 def test_defaults_shown_for_export_are_the_exporters() -> None:
-    from shoal.export import pipeline
+    from shoal.export.fidelity import text
 
-    assert options_export.DEFAULT_FIDELITY_TOKENS == pipeline.DEFAULT_FIDELITY_TOKENS
-    assert options_export.DEFAULT_CALIBRATE_TOKENS == pipeline.DEFAULT_CALIBRATE_TOKENS
+    assert options_export.DEFAULT_FIDELITY_TOKENS == text.DEFAULT_FIDELITY_TOKENS
+    assert options_export.DEFAULT_CALIBRATE_TOKENS == text.DEFAULT_CALIBRATE_TOKENS
 
 
 def test_default_shown_for_eval_is_the_evaluations() -> None:

@@ -14,21 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from shoal.graphs.errors import CheckpointError, ExportError
-from shoal.graphs.fidelity import shipped_text
-
 _LOGITS_AT_A_TIME = 1 << 19  # 4 MiB as float64
-
-WINDOW = 512
-"""Tokens of context each position may see at most; long texts are cut into windows of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,64 +52,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def fidelity_windows(
-    tokenizer: Tokenizer,
-    text: Path | None,
-    num_tokens: int,
-    *,
-    window: int = WINDOW,
-    option: str = "--fidelity-text",
-) -> tuple[str, Tensor]:
-    """Tokenize the fidelity text.
-
-    Args:
-        tokenizer: of the model.
-        text: a UTF-8 text file; None takes the text shipped with shoal.
-        num_tokens: how many tokens to use at most.
-        window: longest window.
-        option: what named the text, for errors.
-
-    Returns:
-        The text's name and int64 [B,T] windows.
-
-    Raises:
-        ExportError: the text cannot be read or is too short.
-    """
-    name = "shipped" if text is None else text.name
-    try:
-        content = shipped_text() if text is None else text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ExportError(
-            f"{text}: cannot be read as UTF-8 text ({reason}); choose another {option}"
-        ) from error
-    ids = tokenizer.encode(content, add_special_tokens=False).ids
-    prefix = tokenizer.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one
-    step = min(window, num_tokens, len(ids) + len(prefix)) - len(prefix)
-    count = min(num_tokens, len(ids)) // step if step > 1 else 0
-    if count < 1:
-        raise ExportError(
-            f"{name}: {min(num_tokens, len(ids))} tokens are too few; choose a "
-            f"longer {option} or more tokens of it"
-        )
-    windows = [prefix + ids[i * step : (i + 1) * step] for i in range(count)]
-    return name, torch.tensor(windows, dtype=torch.int64)
-
-
-def read_tokenizer(content: bytes, where: Path) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes.
-
-    Raises:
-        CheckpointError: it describes none.
-    """
-    try:
-        return Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(
-            f"{where}: the tokenizers library cannot read it ({error}); download it again"
-        ) from error
 
 
 class HeadComparison:

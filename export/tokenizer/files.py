@@ -40,6 +40,20 @@ def tokenizer_files(folder: Path, vocab_size: int) -> dict[str, bytes]:
     return contents
 
 
+def read_tokenizer(content: bytes, where: Path) -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes.
+
+    Raises:
+        CheckpointError: it describes none.
+    """
+    try:
+        return Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(
+            f"{where}: the tokenizers library cannot read it ({error}); download it again"
+        ) from error
+
+
 def _converted(folder: Path, vocab_size: int) -> Tokenizer | None:
     tiktoken, sentencepiece = folder / TIKTOKEN_FILE, folder / SENTENCEPIECE_FILE
     if not tiktoken.is_file() and not sentencepiece.is_file():

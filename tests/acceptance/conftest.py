@@ -46,7 +46,7 @@ def _graph_cache() -> Callable[..., Any]:
 @pytest.fixture
 def cached_graphs(_graph_cache: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of a config are built once per session: an export is mostly tracing."""
-    monkeypatch.setattr("shoal.export.pipeline.build_graphs", _graph_cache)
+    monkeypatch.setattr("shoal.export.plan.build_graphs", _graph_cache)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from shoal.export import pipeline
+from shoal.export import pipeline, plan
 from shoal.export.progress import ExportProgress
 from shoal.export.writing import folder
 from shoal.runtime.commands.cli import main
@@ -74,8 +74,8 @@ def _export(
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hooks = _Hooks(point, kill, slow_s)
     if GRAPHS:
-        setattr(pipeline, "build_graphs", lambda *args, **kwargs: GRAPHS[0])  # noqa: B010
-    hooks.around(pipeline, "build_graphs", "begun", "graphs built")
+        setattr(plan, "build_graphs", lambda *args, **kwargs: GRAPHS[0])  # noqa: B010
+    hooks.around(plan, "build_graphs", "begun", "graphs built")
     hooks.around(pipeline, "_write_small_files", "", "small files written")
     hooks.around(pipeline, "_write_manifest", "all weights written", "manifest written")
     hooks.around(folder, "_put_in_place", "before the rename", "after the rename")

@@ -268,7 +268,7 @@ def test_an_unreadable_fidelity_text_is_named_before_anything_is_built(
     content: bytes | None,
     expected: str,
 ) -> None:
-    monkeypatch.setattr("shoal.export.pipeline.build_graphs", None)
+    monkeypatch.setattr("shoal.export.plan.build_graphs", None)
     text = checkpoint / "text.txt"
     if content is not None:
         text.write_bytes(content)

@@ -15,7 +15,7 @@ from tests.export.oracle import make_v2, make_v3, run, save
 from tests.tolerances import BUNDLE_LOGITS, FIDELITY_EMULATION
 from tokenizers import Tokenizer
 
-from shoal.export.fidelity.head_comparison import fidelity_windows
+from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.pipeline import export_bundle
 from shoal.export.tracing import assemble
 from shoal.export.tracing.templates import trace_templates

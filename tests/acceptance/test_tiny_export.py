@@ -21,7 +21,7 @@ from tests.tolerances import FIDELITY_EMULATION, INT8_MEAN_KL, TINY_LOGITS
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from shoal.export.fidelity.head_comparison import fidelity_windows
+from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.contract import GRAPH_FILES, WEIGHT_ALIGNMENT_BYTES, WEIGHTS_FILE

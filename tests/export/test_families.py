@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from shoal.export.config.families.family import families
 from shoal.export.config.model_config import ModelConfig
-from shoal.export.fidelity.head_comparison import fidelity_windows
+from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.optimum.cache_name import CACHE
 from shoal.export.pipeline import export_bundle
 from shoal.export.tracing import assemble

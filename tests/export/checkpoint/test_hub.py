@@ -49,11 +49,11 @@ print(json.dumps(answers))
 # Says what an export with the options in argv would do, then does it, building graphs only once.
 DRY_RUN_AND_EXPORT = """
 import dataclasses, functools, sys
-from shoal.export import pipeline
+from shoal.export import plan
 from shoal.runtime.commands.cli import main
 
-build = functools.cache(pipeline.build_graphs)
-pipeline.build_graphs = lambda config, **options: build(
+build = functools.cache(plan.build_graphs)
+plan.build_graphs = lambda config, **options: build(
     dataclasses.replace(config, where=""), **options
 )
 sys.exit(main([*sys.argv[1:], "--dry-run", "--json"]) or main(sys.argv[1:]))
