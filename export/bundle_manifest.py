@@ -10,7 +10,7 @@ from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.head_comparison import Fidelity
 from shoal.export.tokenizer.special_tokens import SpecialTokens
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo
-from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
+from shoal.graphs.parameters import Parameter
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.recipes import WeightFormat
 
@@ -68,11 +68,12 @@ def build_manifest(
 
 def token_share(config: ModelConfig, name: str) -> float:
     """Which part of tensor ``name`` one decoded token of the main model reads."""
-    if name.startswith("mtp."):
+    parameter = Parameter.parse(name)
+    if parameter.is_mtp:
         return 0.0
-    if name.startswith("embed_tokens.") and not config.tie_word_embeddings:
+    if parameter.kind == "embedding" and not config.tie_word_embeddings:
         return 1 / config.vocab_size
-    if ".mlp.experts." in name:
+    if parameter.is_routed_experts:
         # Zero experts have no weights; a router in balance chooses each as often as the others.
         return config.num_experts_per_tok / (config.n_routed_experts + config.num_zero_experts)
     return 1.0
@@ -83,7 +84,7 @@ def count_parameters(config: ModelConfig, plan: WeightPlan) -> tuple[int, int]:
     counts = {
         name: math.prod(info.shape)
         for name, info in plan.tensors.items()
-        if not name.endswith(SCALES_SUFFIX)
+        if not Parameter.parse(name).is_scales
     }
     active = sum(count * token_share(config, name) for name, count in counts.items())
     return sum(counts.values()), round(active)

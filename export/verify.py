@@ -14,7 +14,7 @@ from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest
-from shoal.graphs.passes.quantize_weights import SCALES_SUFFIX
+from shoal.graphs.parameters import Parameter
 from shoal.graphs.recipes import FLOAT32, Recipe
 
 
@@ -84,8 +84,9 @@ def verify_against_checkpoint(
     unchecked: tuple[str, ...] = ()
     if is_calibrated:
         formats = model.graphs.formats.items()
-        packed = [name for name, form in formats if form.bits == 4 and name.startswith("layers.")]
-        unchecked = tuple(name for kept in packed for name in (kept, kept + SCALES_SUFFIX))
+        packed = [Parameter.parse(name) for name, form in formats if form.bits == 4]
+        rounded = [parameter for parameter in packed if parameter.layer is not None]
+        unchecked = tuple(str(tensor) for kept in rounded for tensor in (kept, kept.scales))
     return VerifyReport(
         tensors=len(manifest.tensors) - len(unchecked),
         differing=(*differing, *(name for name in sink.differing if name not in unchecked)),

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from shoal.graphs.cache_types import CacheType, cache_parts
 from shoal.graphs.manifest import TensorInfo
+from shoal.graphs.parameters import HEAD, Parameter
 
-_SCALES = "_scales"
-_MTP = "mtp."
-_EMBEDDING = "embed_tokens."
-_IN_ATTENTION = (".w_uk", ".w_uv")
+_NOT_REPACKED = ("embedding", "attention_latent")  # kinds of weights that no product of rows reads
 _CONTEXT_TOKENS = (2048, 8192, 32768, 131072)
 
 
@@ -38,12 +36,14 @@ def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
     Args:
         tensors: the tensors of weights.bin.
     """
-    return sum(_copied_bytes(name, info) for name, info in _loaded(tensors))
+    return sum(_copied_bytes(parameter, info) for parameter, info in _loaded(tensors))
 
 
 def mtp_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:
     """The same for an MTP module, which uses the embedding and the head of the model."""
-    return sum(_copied_bytes(n, info) for n, info in tensors.items() if n.startswith(_MTP))
+    return sum(
+        _copied_bytes(parameter, info) for parameter, info in _parsed(tensors) if parameter.is_mtp
+    )
 
 
 def mapped_weight_bytes(tensors: Mapping[str, TensorInfo], *, native: bool) -> int:
@@ -55,31 +55,34 @@ def mapped_weight_bytes(tensors: Mapping[str, TensorInfo], *, native: bool) -> i
     """
     return sum(
         info.size
-        for name, info in tensors.items()
-        if not name.startswith(_MTP)
-        and (native or name.endswith(_SCALES) or not _copied_bytes(name, info))
+        for parameter, info in _parsed(tensors)
+        if not parameter.is_mtp
+        and (native or parameter.is_scales or not _copied_bytes(parameter, info))
     )
 
 
-def _loaded(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
+def _parsed(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[Parameter, TensorInfo]]:
+    return ((Parameter.parse(name), info) for name, info in tensors.items())
+
+
+def _loaded(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[Parameter, TensorInfo]]:
     """Tensors that products read; a tied embedding is also the head."""
-    for name, info in tensors.items():
-        if name.startswith(_EMBEDDING):
-            if "lm_head.weight" not in tensors:
-                yield name.replace(_EMBEDDING, "lm_head."), info
-        elif not name.startswith(_MTP):
-            yield name, info
+    for parameter, info in _parsed(tensors):
+        if parameter.kind == "embedding":
+            if str(HEAD) not in tensors:
+                yield HEAD.scales if parameter.is_scales else HEAD, info
+        elif not parameter.is_mtp:
+            yield parameter, info
 
 
-def _copied_bytes(name: str, info: TensorInfo) -> int:
-    weight = name.removesuffix(_SCALES)
-    if weight.startswith(_EMBEDDING) or weight.endswith(_IN_ATTENTION):
+def _copied_bytes(parameter: Parameter, info: TensorInfo) -> int:
+    if parameter.kind in _NOT_REPACKED:
         return 0
-    if name != weight:
+    if parameter.is_scales:
         return 2 * info.size
     if info.dtype == "uint4":  # unpacked when the graph is opened
         return 2 * info.size
-    return 0 if info.dtype == "float32" and ".experts." in name else info.size
+    return 0 if info.dtype == "float32" and parameter.is_routed_experts else info.size
 
 
 def memory_by_context(

@@ -22,7 +22,7 @@ from shoal.graphs.contract import (
 )
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
-from shoal.graphs.parameters import KINDS
+from shoal.graphs.parameters import KINDS, Parameter
 from shoal.graphs.recipes import BLOCK_SIZES, WEIGHT_CHOICES, WeightFormat
 
 MAX_MANIFEST_BYTES = 8 << 20
@@ -308,6 +308,7 @@ def _read_graphs(fields: _Fields, files: dict[str, FileInfo]) -> dict[str, str]:
 def _read_tensors(fields: _Fields, weights_size: int) -> dict[str, TensorInfo]:
     tensors = {}
     for name in list(fields.content):
+        _check_tensor_name(name, fields.where)
         entry = fields.fields(name)
         dtype = entry.text("dtype", tuple(DTYPE_BYTES))
         shape = entry.integers("shape", 1, _MAX_DIMENSION)
@@ -321,6 +322,13 @@ def _read_tensors(fields: _Fields, weights_size: int) -> dict[str, TensorInfo]:
         tensors[name] = TensorInfo(dtype=dtype, shape=shape, offset=offset, size=size)
     _check_no_overlap(fields, tensors)
     return tensors
+
+
+def _check_tensor_name(name: str, where: str) -> None:
+    try:
+        Parameter.parse(name)
+    except BundleError as error:
+        raise BundleError(f"{where}: {error}") from error
 
 
 def _check_no_overlap(fields: _Fields, tensors: dict[str, TensorInfo]) -> None:

@@ -6,7 +6,8 @@ Parameters keep the checkpoint's names without the leading ``model.``, with thre
     layers.{l}.mlp.experts.gate_up, .down     all experts in one tensor; gate0, up0, gate1, ..
     mtp.{k}...                                layers past the last one of the main model
 
-The tables below spell shapes in sizes separated by blanks; ``_sizes`` says what they are.
+All of them are listed in graphs/parameters.py. The tables below spell shapes in sizes separated
+by blanks; ``_sizes`` says what they are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from shoal.export.checkpoint.sources import (
 from shoal.export.config.families.family import families
 from shoal.export.config.model_config import ModelConfig
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.parameters import EMBEDDING, FINAL_NORM, HEAD, Place
 
 __all__ = ["ParameterSources", "Source", "parameter_sources"]
 
@@ -207,18 +209,20 @@ def _sources(
     embedding, norm = config.embedding_scale, config.logits_scale
     if config.tie_word_embeddings:
         norm /= embedding  # the head reads the scaled table
-    yield _whole("embed_tokens.weight", "model.embed_tokens.weight", "W D", sizes, embedding)
+    yield _whole(str(EMBEDDING), "model.embed_tokens.weight", "W D", sizes, embedding)
     for layer in range(config.num_hidden_layers):
         is_moe = config.is_moe_layer(layer)
-        yield from _layer(config, f"layers.{layer}.", _layer_prefix(layer), is_moe, headers)
-    yield _whole("norm.weight", "model.norm.weight", "D", sizes, norm)
+        ours, theirs = Place.LAYER.prefix(layer), _layer_prefix(layer)
+        yield from _layer(config, ours, theirs, is_moe, headers)
+    yield _whole(str(FINAL_NORM), "model.norm.weight", "D", sizes, norm)
     if not config.tie_word_embeddings:
-        yield _whole("lm_head.weight", "lm_head.weight", "W D", sizes)
+        yield _whole(str(HEAD), "lm_head.weight", "W D", sizes)
     for module in range(num_mtp_layers):
-        ours, theirs = f"mtp.{module}.", _layer_prefix(config.num_hidden_layers + module)
+        theirs = _layer_prefix(config.num_hidden_layers + module)
         for name, (tensor, shape) in MTP.items():
-            yield _whole(ours + name, theirs + tensor, shape, sizes)
-        yield from _layer(config, f"{ours}layer.", theirs, config.is_moe, headers)
+            yield _whole(Place.MTP.prefix(module) + name, theirs + tensor, shape, sizes)
+        ours = Place.MTP_LAYER.prefix(module)
+        yield from _layer(config, ours, theirs, config.is_moe, headers)
 
 
 def _whole(

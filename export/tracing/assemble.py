@@ -29,6 +29,7 @@ from shoal.graphs.cache_types import (
 )
 from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
+from shoal.graphs.parameters import EMBEDDING, FINAL_NORM, HEAD, Place
 from shoal.graphs.passes.change_cache import change_cache
 from shoal.graphs.passes.quantize_weights import quantize_weights
 from shoal.graphs.passes.split_contexts import split_contexts
@@ -115,12 +116,12 @@ def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssemb
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     caches = [_cache_input(graph, config, i) for i in range(config.num_hidden_layers)]
-    (hidden,) = graph.stamp(templates["embedding"], [input_ids], "embed/", "embed_tokens.")
+    (hidden,) = graph.stamp(templates["embedding"], [input_ids], "embed/", f"{EMBEDDING.section}.")
     cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
     routing = {}
     late: list[ir.Value] = []
     for i, cache_value in enumerate(caches):
-        prefixes = f"layers.{i}/", f"layers.{i}."
+        prefixes = f"layers.{i}/", Place.LAYER.prefix(i)
         hidden, caches[i] = graph.stamp(
             templates["attention"], [hidden, cos, sin, cache_value], *prefixes
         )
@@ -129,7 +130,7 @@ def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssemb
         late = chosen[2:]
         if chosen:
             routing[i] = chosen[:2]
-    (hidden,) = graph.stamp(templates["norm"], [hidden], "norm/", "norm.")
+    (hidden,) = graph.stamp(templates["norm"], [hidden], "norm/", f"{FINAL_NORM.section}.")
     graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
     for i, cache_value in enumerate(caches):
         _context_outputs(graph, config, i, cache_value, routing.get(i, []))
@@ -139,8 +140,8 @@ def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssemb
 def _head(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
     graph = GraphAssembly("head")
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
-    weight = "embed_tokens." if config.tie_word_embeddings else "lm_head."
-    (logits,) = graph.stamp(templates["head"], [hidden], "head/", weight)
+    weight = EMBEDDING if config.tie_word_embeddings else HEAD
+    (logits,) = graph.stamp(templates["head"], [hidden], "head/", f"{weight.section}.")
     graph.output("logits", logits, _FLOAT, [1, "T", config.vocab_size])
     return graph
 
@@ -151,14 +152,16 @@ def _mtp(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
     cache_value = _cache_input(graph, config, 0)
-    (embedded,) = graph.stamp(templates["embedding"], [input_ids], "embed/", "embed_tokens.")
+    (embedded,) = graph.stamp(
+        templates["embedding"], [input_ids], "embed/", f"{EMBEDDING.section}."
+    )
     cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
-    (x,) = graph.stamp(templates["fusion"], [embedded, hidden], "mtp.0/", "mtp.0.")
-    prefixes = "mtp.0/", "mtp.0.layer."
+    (x,) = graph.stamp(templates["fusion"], [embedded, hidden], "mtp.0/", Place.MTP.prefix())
+    prefixes = "mtp.0/", Place.MTP_LAYER.prefix()
     x, cache_value = graph.stamp(templates["attention"], [x, cos, sin, cache_value], *prefixes)
     network = templates["experts" if config.is_moe else "dense"]
     x, *chosen = graph.stamp(network, [x], *prefixes)
-    (x,) = graph.stamp(templates["norm"], [x], "mtp.0/", "mtp.0.norm.")
+    (x,) = graph.stamp(templates["norm"], [x], "mtp.0/", f"{Place.MTP.prefix()}norm.")
     graph.output("hidden_out", x, _FLOAT, [1, "T", config.hidden_size])
     _context_outputs(graph, config, 0, cache_value, chosen)
     return graph

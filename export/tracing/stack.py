@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from shoal.export.tracing.trace import Template
 from shoal.graphs.contract import ONNX_OPSET, OP_DOMAIN, OP_SET_VERSION
+from shoal.graphs.parameters import Parameter
 from shoal.graphs.passes.weights import new_weight, weight_shape
 
 IR_VERSION = 11
@@ -60,10 +61,9 @@ class GraphAssembly:
             The values of the template's outputs.
         """
         values: dict[ir.Value, ir.Value] = dict(zip(template.inputs, inputs, strict=True))
-        for name in sorted(template.weights, key=_experts_last):
-            values[template.weights[name]] = self._weight(
-                weight_prefix + name, template.weights[name]
-            )
+        weights = {weight_prefix + name: weight for name, weight in template.weights.items()}
+        for name in sorted(weights, key=_is_routed_experts):
+            values[weights[name]] = self._weight(name, weights[name])
         for constant in template.constants:
             values[constant] = self._constant(constant)
         for node in template.nodes:
@@ -107,9 +107,9 @@ class GraphAssembly:
         return self._constants[key]
 
 
-def _experts_last(name: str) -> tuple[bool, int]:
-    """Routed experts come last in weights.bin: all else of a layer is at hand when they stream."""
-    return ("experts." in name and "shared_experts." not in name, 0)
+def _is_routed_experts(name: str) -> bool:
+    """They come last in weights.bin: all else of a layer is at hand when they stream."""
+    return Parameter.parse(name).is_routed_experts
 
 
 def _copy_node(node: ir.Node, values: dict[ir.Value, ir.Value], prefix: str) -> ir.Node:

@@ -18,10 +18,9 @@ from shoal.graphs.contract import (
 )
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import Manifest, ModelInfo
+from shoal.graphs.parameters import EMBEDDING
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.engine.session import GraphSession, Port, PortType
-
-_EMBEDDING = "embed_tokens.weight"
 
 
 def check_cache(bundle: Bundle, cache_type: CacheType) -> None:
@@ -61,10 +60,10 @@ def check_graphs(
         | {expert_weights_output(layer): expert_weights for layer in info.moe_layers},
     )
     head.require({"hidden": hidden}, {"logits": Port(type="tensor(float)", width=info.vocab_size)})
-    embedding = manifest.tensors.get(_EMBEDDING)
+    embedding = manifest.tensors.get(str(EMBEDDING))
     if embedding is not None and embedding.shape[0] != info.vocab_size:
         raise BundleError(
-            f"{decoder.path.parent}: {_EMBEDDING} has {embedding.shape[0]} rows, expected "
+            f"{decoder.path.parent}: {EMBEDDING} has {embedding.shape[0]} rows, expected "
             f"vocab_size {info.vocab_size}; re-export the bundle"
         )
 

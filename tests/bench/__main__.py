@@ -18,6 +18,7 @@ from tests.bench import checkpoints, limits, llama_cpp
 from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, lines_of
 
+from shoal.graphs.parameters import Parameter
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.machine.processor import default_threads, read_cpu
 
@@ -120,8 +121,9 @@ def _multiply_adds(bundle: Path) -> int:
     model = manifest.model
     total = 0.0
     for name, info in manifest.tensors.items():
-        if name.startswith("layers.") and info.dtype == "uint8":
-            is_routed = ".experts." in name
+        parameter = Parameter.parse(name)
+        if parameter.layer is not None and info.dtype == "uint8":
+            is_routed = parameter.is_routed_experts
             share = model.num_experts_per_tok / model.n_routed_experts if is_routed else 1
             total += info.size * share
     return round(total)

@@ -13,6 +13,7 @@ from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo
 from shoal.runtime.bench import speed as bench
 from shoal.runtime.commands import run_command
 
+HEAD = TensorInfo(dtype="uint8", shape=(2_000_000,), offset=0, size=2_000_000)
 LIMIT = SMALL_MODEL.max_position_embeddings
 
 
@@ -23,7 +24,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
         "model": SMALL_MODEL,
         "graphs": {"decoder": "decoder.onnx", "head": "head.onnx"},
         "files": {"weights.bin": FileInfo(size=2_100_000, sha256="0" * 64)},
-        "tensors": {"w": TensorInfo(dtype="uint8", shape=(2_000_000,), offset=0, size=2_000_000)},
+        "tensors": {"lm_head.weight": HEAD},
         "token_read_bytes": 520_000,
         "config": {},
         "notes": ("only the first MTP module was exported",),

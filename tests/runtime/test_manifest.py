@@ -76,6 +76,12 @@ def test_a_manifest_that_was_written_reads_back_equal(fake_bundle):
         (("tensors", "norm.weight", "offset"), 4100, "offset must be a multiple of 4096"),
         (("tensors", "norm.weight", "offset"), 8192, "offset must be an integer in 0..8160"),
         (("tensors", "norm.weight", "offset"), 0, "beyond the end of"),
+        (
+            ("tensors", "norm"),
+            {},
+            "tensors: 'norm' is no name of a parameter that this shoal knows",
+        ),
+        (("tensors", "a\n\u001b" * 99), {}, "tensors: 'a\\n\\x1ba\\n\\x1b"),
         (("token_read_bytes",), 8193, "token_read_bytes must be an integer in 0..8192"),
         (("formats",), ..., "formats is missing"),
         (("formats",), {"glue": {}}, "a kind of weight must be one of embedding, head"),
