@@ -32,6 +32,7 @@ from shoal.export.writing.sinks import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, ExportError
 from shoal.graphs.manifest import FileInfo, Manifest
+from shoal.graphs.manifest_reader import read_manifest
 from shoal.graphs.recipes import DEFAULT_RECIPE, choose_recipe
 
 
@@ -205,7 +206,7 @@ def _check_graphs(work: Path, graphs: Graphs) -> None:
 def _write_manifest(manifest: Manifest, work: Path, bundle: Path) -> None:
     text = manifest.to_json()
     try:
-        Manifest.from_json(text, where=MANIFEST_FILE)
+        read_manifest(text, where=MANIFEST_FILE)
     except BundleError as error:
         raise ExportError(f"{bundle}: would not open: {error}; report this") from error
     with writing(bundle):

@@ -14,6 +14,7 @@ from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import Manifest
+from shoal.graphs.manifest_reader import read_manifest
 from shoal.graphs.parameters import Parameter
 from shoal.graphs.recipes import FLOAT32, Recipe
 
@@ -59,7 +60,7 @@ def verify_against_checkpoint(
         ExportError: the bundle was made from a checkpoint with another config.
     """
     where = bundle / MANIFEST_FILE
-    manifest = Manifest.from_json(where.read_text(encoding="utf-8"), where=str(where))
+    manifest = read_manifest(where.read_text(encoding="utf-8"), where=str(where))
     if read_config(checkpoint)[0] != manifest.config:
         raise ExportError(
             f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "

@@ -1,6 +1,6 @@
-"""manifest.json: what a bundle is, as frozen dataclasses that check themselves.
+"""manifest.json: what a bundle is, as frozen dataclasses, and how it is written.
 
-The manifest is read and validated in full before any file named in it is opened.
+It is read, and checked in full, by ``manifest_reader.read_manifest``.
 """
 
 from __future__ import annotations
@@ -79,24 +79,6 @@ class Manifest:
         content = asdict(self)
         content["manifest_sha256"] = checksum(content)
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> Manifest:
-        """Read a manifest that comes from anywhere, and check every field of it.
-
-        Args:
-            text: content of manifest.json; UTF-8 if bytes.
-            where: name of the file, for messages.
-
-        Raises:
-            BundleError: not JSON, changed since it was written, newer than this shoal, a field
-                missing, unknown, of the wrong type or out of range, a file name that could leave
-                the folder, or a tensor outside weights.bin.
-        """
-        # Imported here because the reader is built on the classes above.
-        from shoal.graphs.manifest_reader import read_manifest
-
-        return read_manifest(text, where)
 
 
 def checksum(content: dict[str, Any]) -> str:

@@ -50,7 +50,17 @@ _DIMENSIONS = (
 
 
 def read_manifest(text: str | bytes, where: str) -> Manifest:
-    """See ``Manifest.from_json``, which is this."""
+    """Read a manifest that comes from anywhere, and check every field of it.
+
+    Args:
+        text: content of manifest.json; UTF-8 if bytes.
+        where: name of the file, for messages.
+
+    Raises:
+        BundleError: not JSON, changed since it was written, newer than this shoal, a field missing,
+            unknown, of the wrong type or out of range, a file name that could leave the folder, a
+            tensor that is no parameter, or one outside weights.bin.
+    """
     content = _parse(text, where)
     _check_versions(content, where)
     _check_checksum(content, where)

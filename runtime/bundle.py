@@ -15,7 +15,7 @@ from pathlib import Path
 from shoal.graphs.contract import MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest
-from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES
+from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES, read_manifest
 from shoal.runtime.machine.requirements import check_machine
 
 _READ_BYTES = 4 << 20
@@ -61,7 +61,7 @@ class Bundle:
                 "shoal export CHECKPOINT BUNDLE"
             )
         root = given.resolve()
-        manifest = Manifest.from_json(_read_manifest(root, given), str(given / MANIFEST_FILE))
+        manifest = read_manifest(_manifest_bytes(root, given), str(given / MANIFEST_FILE))
         for name, info in manifest.files.items():
             _check_size(root, name, info)
         for name, info in manifest.files.items():
@@ -107,7 +107,7 @@ class Bundle:
 _CHANGED = "sha256 does not match the manifest: changed since the export; copy the bundle again"
 
 
-def _read_manifest(root: Path, given: Path) -> bytes:
+def _manifest_bytes(root: Path, given: Path) -> bytes:
     if not (root / MANIFEST_FILE).exists():
         is_checkpoint = (root / "config.json").exists()
         raise BundleError(

@@ -81,7 +81,7 @@ def test_graphs_import_neither_torch_nor_onnxruntime_nor_their_users() -> None:
 
 
 def test_what_runtime_takes_of_graphs_needs_numpy_at_most() -> None:
-    light = ["shoal.graphs.contract", "shoal.graphs.manifest", "shoal.graphs.errors"]
+    light = ["shoal.graphs.contract", "shoal.graphs.manifest_reader", "shoal.graphs.errors"]
     light += modules_of("graphs", "ops")
     loaded_by(light, (*TORCH_SIDE, "onnxruntime", "rich", "tokenizers", "jinja2"))
 

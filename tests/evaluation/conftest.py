@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.fidelity import shipped_text
-from shoal.graphs.manifest import FileInfo, Manifest
+from shoal.graphs.manifest import FileInfo
+from shoal.graphs.manifest_reader import read_manifest
 from shoal.runtime import Model, open_bundle
 
 
@@ -50,7 +51,7 @@ def relabelled(int8_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
             if path.name != "manifest.json":
                 os.link(path, folder / path.name)
         where = int8_bundle / "manifest.json"
-        manifest = Manifest.from_json(where.read_text(encoding="utf-8"), str(where))
+        manifest = read_manifest(where.read_text(encoding="utf-8"), str(where))
         files = dict(manifest.files)
         if merges_dropped:
             file = folder / "tokenizer.json"

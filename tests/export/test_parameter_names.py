@@ -10,7 +10,7 @@ from tests.export.family_cases import CASES, PUBLISHED
 
 from shoal.export.config.model_config import ModelConfig, load_config
 from shoal.export.model.transformer import CausalLM
-from shoal.graphs.manifest import Manifest
+from shoal.graphs.manifest_reader import read_manifest
 from shoal.graphs.parameters import Parameter
 
 
@@ -39,7 +39,7 @@ def test_the_tensors_of_a_bundle_are_the_parameters_and_the_scales_of_those_with
     int8_bundle: Path, tiny_checkpoint: Path
 ) -> None:
     text = (int8_bundle / "manifest.json").read_bytes()
-    manifest = Manifest.from_json(text, "manifest.json")
+    manifest = read_manifest(text, "manifest.json")
     _, config = load_config(tiny_checkpoint)
     names = parameter_names(config, manifest.model.num_mtp_layers)
     parameters = {Parameter.parse(name) for name in names}
