@@ -17,11 +17,7 @@ from torch import Tensor
 
 from shoal.export.bundle_manifest import build_manifest
 from shoal.export.fidelity.head_comparison import Fidelity
-from shoal.export.fidelity.text import (
-    DEFAULT_CALIBRATE_TOKENS,
-    DEFAULT_FIDELITY_TOKENS,
-    TextChoice,
-)
+from shoal.export.fidelity.text import TextChoice
 from shoal.export.peak_memory import peak_memory_bytes
 from shoal.export.plan import ExportModel, open_model, small_files, used_formats
 from shoal.export.tracing.assemble import Graphs
@@ -31,6 +27,7 @@ from shoal.export.writing.journal import Journal, ResumePoint, fingerprint
 from shoal.export.writing.sinks import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError, ExportError
+from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import read_manifest
 from shoal.graphs.recipes import DEFAULT_RECIPE, choose_recipe

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from shoal.export.checkpoint.open_checkpoint import read_config
 from shoal.export.fidelity.head_comparison import Fidelity
-from shoal.export.fidelity.text import DEFAULT_FIDELITY_TOKENS, TextChoice
+from shoal.export.fidelity.text import TextChoice
 from shoal.export.pipeline import transfer_of
 from shoal.export.plan import open_model, small_files
 from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
+from shoal.graphs.fidelity import DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.manifest import Manifest
 from shoal.graphs.manifest_reader import read_manifest
 from shoal.graphs.parameters import Parameter

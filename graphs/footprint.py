@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from shoal.graphs.cache_types import CacheType, cache_parts
-from shoal.graphs.manifest import TensorInfo
+from shoal.graphs.manifest import ModelInfo, TensorInfo
 from shoal.graphs.parameters import HEAD, Parameter
 
 _NOT_REPACKED = ("embedding", "attention_latent")  # kinds of weights that no product of rows reads
@@ -24,6 +24,12 @@ def cache_token_bytes(
     """Latent cache of one token: C + R values in each layer, nothing else but int8's scales."""
     parts = cache_parts(cache_type, kv_lora_rank, qk_rope_head_dim)
     return num_hidden_layers * sum(part.token_bytes for part in parts)
+
+
+def bundle_cache_token_bytes(model: ModelInfo, cache_type: CacheType = "float32") -> int:
+    """Latent cache of one token of a bundle's model."""
+    ranks = model.kv_lora_rank, model.qk_rope_head_dim
+    return cache_token_bytes(*ranks, model.num_hidden_layers, cache_type)
 
 
 def loaded_weight_bytes(tensors: Mapping[str, TensorInfo]) -> int:

@@ -130,13 +130,3 @@ def choose_recipe(weights: str, block_size: int | None = None) -> Recipe | None:
         raise ExportError(f"weights: expected {', '.join(WEIGHT_CHOICES)}, found {weights!r}")
     recipe = RECIPES[weights]
     return recipe if block_size is None else recipe.with_block_size(block_size)
-
-
-def format_rows(formats: Mapping[str, WeightFormat]) -> list[tuple[str, str]]:
-    """Formats for people: how weights are stored, and which kinds are stored so."""
-    kinds: dict[str, list[str]] = {}
-    for kind, form in formats.items():
-        terms = ", inputs of two terms" if form.input_terms == 2 else ""
-        text = f"{form.bits} bits, blocks of {form.block_size}{terms}"
-        kinds.setdefault(text, []).append(kind.replace("_", " "))
-    return [(text, ", ".join(names)) for text, names in kinds.items()]

@@ -28,12 +28,11 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def load_export(module: str, function: str, *, what: str) -> Any:
-    """A function of shoal.export.
+def load_export(module: str, *, what: str) -> Any:
+    """A module of shoal.export, imported when it is first asked for.
 
     Args:
-        module: full name of the module.
-        function: its name in the module.
+        module: its full name.
         what: the user's word for what needs it, for the message.
 
     Raises:
@@ -45,4 +44,4 @@ def load_export(module: str, function: str, *, what: str) -> Any:
             f"{what} needs the export extra, of which {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not installed: {EXPORT_INSTALL}"
         )
-    return getattr(importlib.import_module(module), function)
+    return importlib.import_module(module)

@@ -13,7 +13,7 @@ import pytest
 
 from shoal.graphs.errors import BundleError
 from shoal.runtime import extras
-from shoal.runtime.commands import cli, options, options_eval, options_export
+from shoal.runtime.commands import cli, options, options_eval
 from shoal.runtime.commands.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -284,13 +284,6 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
     monkeypatch.setattr(cli, "find_command", lambda args: command)
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().err == "warning: from shoal.export.checkpoint.tensor_names\n"
-
-
-def test_defaults_shown_for_export_are_the_exporters() -> None:
-    from shoal.export.fidelity import text
-
-    assert options_export.DEFAULT_FIDELITY_TOKENS == text.DEFAULT_FIDELITY_TOKENS
-    assert options_export.DEFAULT_CALIBRATE_TOKENS == text.DEFAULT_CALIBRATE_TOKENS
 
 
 def test_default_shown_for_eval_is_the_evaluations() -> None:

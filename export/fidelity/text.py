@@ -14,11 +14,8 @@ from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.calibration import CalibrationText
 from shoal.export.tokenizer.files import TOKENIZER_FILE, read_tokenizer
 from shoal.graphs.errors import CheckpointError, ExportError
-from shoal.graphs.fidelity import shipped_text
+from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, shipped_text
 from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS, Recipe
-
-DEFAULT_FIDELITY_TOKENS = 2048
-DEFAULT_CALIBRATE_TOKENS = 8192
 
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""

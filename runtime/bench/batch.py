@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 
 from shoal.runtime.bench.timing import median_s, random_ids
-from shoal.runtime.console.report import format_rate, progress_line, write_grid, write_lines
+from shoal.runtime.console.report import progress_line, write_grid, write_lines
 from shoal.runtime.engine.context import Context
 from shoal.runtime.model import Model
+from shoal.runtime.units import format_rate
 
 
 def measure_batch(

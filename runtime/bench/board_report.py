@@ -16,12 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.runtime.console.report import format_bytes, format_count, format_rate, progress_line
+from shoal.runtime.console.report import progress_line
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.board import Condition, read_board, read_condition, was_held_back
 from shoal.runtime.machine.memory import read_memory
 from shoal.runtime.machine.processor import read_cpu
 from shoal.runtime.model import Model
+from shoal.runtime.units import format_bytes, format_count, format_rate
 
 REPORT_VERSION = 1
 TABLE_HEADINGS = (

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 from shoal.graphs.errors import InputError
 from shoal.graphs.fidelity import shipped_text
-from shoal.runtime.console.report import format_bytes, progress_line, write_grid, write_lines
+from shoal.runtime.console.report import progress_line, write_grid, write_lines
 from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.units import format_bytes
 
 SCORED_TOKENS = 128  # at each depth
 

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shoal.runtime.console.report import format_rate, progress_line, write_grid, write_lines
+from shoal.runtime.console.report import progress_line, write_grid, write_lines
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.units import format_rate
 
 PROMPT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "

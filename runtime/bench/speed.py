@@ -7,15 +7,13 @@ import time
 from typing import Any
 
 from shoal.graphs.errors import InputError
+from shoal.graphs.footprint import bundle_cache_token_bytes
 from shoal.runtime.bench.batch import measure_batch, write_batch
 from shoal.runtime.bench.board_report import board_report, write_board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench.speculate import measure_speculation, write_speculation
 from shoal.runtime.bench.timing import median_s, random_ids
-from shoal.runtime.commands.inspect import bundle_cache_token_bytes
 from shoal.runtime.console.report import (
-    format_bytes,
-    format_rate,
     progress_line,
     write_grid,
     write_json,
@@ -30,6 +28,7 @@ from shoal.runtime.machine.board import read_condition
 from shoal.runtime.machine.memory import ResidentMemory, read_resident
 from shoal.runtime.machine.processor import read_cpu
 from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.units import format_bytes, format_rate
 
 _WARM_UP_TOKENS = 2
 

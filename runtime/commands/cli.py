@@ -18,31 +18,25 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
-from shoal.graphs.contract import MANIFEST_FILE
-from shoal.graphs.errors import InputError, ShoalError
+from shoal.graphs.errors import ShoalError
 from shoal.runtime.commands.options import build_parser
-from shoal.runtime.extras import load_export
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 130, 141
 
 Command = Callable[[argparse.Namespace], int]
 
-RUNTIME_COMMANDS = {
+COMMANDS = {
+    "export": ("shoal.runtime.commands.export_command", "export_command"),
     "run": ("shoal.runtime.commands.run_command", "run_command"),
     "verify": ("shoal.runtime.commands.verify_command", "verify_command"),
-    "inspect": ("shoal.runtime.commands.inspect", "inspect_command"),
+    "inspect": ("shoal.runtime.commands.inspect_command", "inspect_command"),
     "eval": ("shoal.runtime.commands.eval_command", "eval_command"),
     "bench": ("shoal.runtime.bench.speed", "bench_command"),
     "pack": ("shoal.runtime.commands.pack_command", "pack_command"),
     "unpack": ("shoal.runtime.commands.pack_command", "unpack_command"),
-    "doctor": ("shoal.runtime.commands.doctor", "doctor_command"),
-}
-EXPORT_COMMANDS = {
-    "export": ("shoal.export.cli", "export_command"),
-    "inspect": ("shoal.export.inspection", "inspect_checkpoint_command"),
+    "doctor": ("shoal.runtime.commands.doctor_command", "doctor_command"),
 }
 
 
@@ -86,34 +80,10 @@ def _run_and_flush(args: argparse.Namespace) -> int:
 
 
 def find_command(args: argparse.Namespace) -> Command:
-    """Import what carries out a verb: nothing is imported before it is asked for.
-
-    Raises:
-        InputError: ``inspect`` was given a path that is neither a bundle nor a checkpoint.
-        RuntimeFailure: the verb needs the export extra and it is not installed.
-    """
-    if args.verb == "export" or (args.verb == "inspect" and _is_checkpoint(args.path)):
-        module, function = EXPORT_COMMANDS[args.verb]
-        what = "inspecting a checkpoint" if args.verb == "inspect" else "export"
-        command: Command = load_export(module, function, what=what)
-    else:
-        module, function = RUNTIME_COMMANDS[args.verb]
-        command = getattr(importlib.import_module(module), function)
+    """Import what carries out a verb: nothing is imported before it is asked for."""
+    module, function = COMMANDS[args.verb]
+    command: Command = getattr(importlib.import_module(module), function)
     return command
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    if (folder / MANIFEST_FILE).exists():
-        return False
-    if folder.suffix == ".gguf" and folder.is_file():
-        return True
-    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
-        return True
-    found = "an empty or other folder" if folder.is_dir() else "no such folder"
-    raise InputError(
-        f"{folder}: expected a bundle ({MANIFEST_FILE}) or a checkpoint (config.json and "
-        f"*.safetensors, or a .gguf file), found {found}; check the path"
-    )
 
 
 def _describe(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shoal.runtime.atomic_file import atomic_file
-from shoal.runtime.console.progress import EvalProgress
+from shoal.runtime.console.progress import WorkProgress
 from shoal.runtime.console.report import write_grid, write_json, write_lines
 from shoal.runtime.dialogue.answer import machine_options
 from shoal.runtime.evaluation.evaluate import evaluate
@@ -16,7 +16,7 @@ from shoal.runtime.evaluation.table import grids, summary
 
 def eval_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal eval``."""
-    with EvalProgress() as progress:
+    with WorkProgress("eval", "tokens") as progress:
         result = evaluate(
             args.models,
             texts=args.text,

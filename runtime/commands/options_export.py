@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
 from shoal.runtime.commands.option_types import positive_int
-
-DEFAULT_FIDELITY_TOKENS = 2048  # the exporter's own, as the next; a test compares them
-DEFAULT_CALIBRATE_TOKENS = 8192
 
 
 def add_export_options(verb: argparse.ArgumentParser) -> None:

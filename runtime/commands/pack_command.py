@@ -8,17 +8,13 @@ from pathlib import Path
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.console.report import (
-    ByteProgress,
-    format_bytes,
-    progress_line,
-    write_json,
-    write_lines,
-)
+from shoal.runtime.console.progress import WorkProgress
+from shoal.runtime.console.report import progress_line, write_json, write_lines
 from shoal.runtime.packing.device_wheels import fetch_wheels, find_wheels
 from shoal.runtime.packing.pack import write_pack
 from shoal.runtime.packing.pack_format import WHEEL_FOLDER, Index
 from shoal.runtime.packing.unpack import unpack
+from shoal.runtime.units import format_bytes
 
 
 def pack_command(args: argparse.Namespace) -> int:
@@ -33,7 +29,9 @@ def pack_command(args: argparse.Namespace) -> int:
         raise InputError("--fetch: expected --wheels with the folder of shoal's own wheel too")
     bundle = Bundle.open(args.bundle)
     with tempfile.TemporaryDirectory(prefix="shoal-wheels-") as folder:
-        index = write_pack(bundle, args.file, _wheels(args, Path(folder)), ByteProgress("pack"))
+        wheels = _wheels(args, Path(folder))
+        with WorkProgress("pack") as progress:
+            index = write_pack(bundle, args.file, wheels, progress)
     if args.json:
         write_json({"file": str(args.file)} | _describe(index))
     else:
@@ -50,7 +48,8 @@ def unpack_command(args: argparse.Namespace) -> int:
         RuntimeFailure: no room, or the disk refuses.
     """
     try:
-        bundle = unpack(args.file, args.folder, ByteProgress("unpack"))
+        with WorkProgress("unpack") as progress:
+            bundle = unpack(args.file, args.folder, progress)
     except KeyboardInterrupt:
         progress_line("unpack: what is written stays; the same command goes on from there")
         raise

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.commands.inspect import bundle_cache_token_bytes
+from shoal.graphs.footprint import bundle_cache_token_bytes
 from shoal.runtime.commands.interactive import Dialogue, run_dialogue
 from shoal.runtime.commands.verbose import write_memory, write_opened
-from shoal.runtime.console.report import format_bytes, progress_line, write_json
+from shoal.runtime.console.report import progress_line, write_json
 from shoal.runtime.dialogue.answer import (
     Answer,
     answer_report,
@@ -26,6 +26,7 @@ from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.server.line_requests import LineRequests
 from shoal.runtime.server.loop import run_loop
+from shoal.runtime.units import format_bytes
 
 Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
 """Generates one answer and hands its pieces to the function it is given."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from shoal.runtime.commands.inspect import bundle_cache_token_bytes
-from shoal.runtime.console.report import format_bytes, progress_line
+from shoal.graphs.footprint import bundle_cache_token_bytes
+from shoal.runtime.console.report import progress_line
 from shoal.runtime.kernels.library import find_library
 from shoal.runtime.kernels.op_forms import op_forms
 from shoal.runtime.machine.memory import read_memory, read_resident
 from shoal.runtime.machine.processor import Cpu, read_cpu
 from shoal.runtime.model import Model
+from shoal.runtime.units import format_bytes
 
 
 def write_opened(model: Model, load_s: float) -> None:

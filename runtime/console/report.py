@@ -5,27 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from shoal.runtime.units import format_bytes, format_count, format_rate
-
-__all__ = [
-    "format_bytes",
-    "format_count",
-    "format_rate",
-    "progress_line",
-    "write_grid",
-    "write_json",
-    "write_lines",
-    "write_pairs",
-]
-
-_PROGRESS_EVERY_S = 2.0
 _PLAIN_WIDTH = 120  # columns when stdout is no terminal: nothing to fit into
 
 
@@ -84,25 +69,6 @@ def progress_line(text: str) -> None:
     """Print one line about what is going on to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
-
-
-class ByteProgress:
-    """A line on stderr every few seconds; nothing for what takes less than that.
-
-    Called with bytes done, bytes in all and the name of what is being read or written.
-    """
-
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
-        self._last_s = time.monotonic()
-
-    def __call__(self, done_bytes: int, total_bytes: int, name: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._last_s >= _PROGRESS_EVERY_S:
-            self._last_s = now_s
-            share = 100 * done_bytes // max(total_bytes, 1)
-            sizes = f"{format_bytes(done_bytes)} of {format_bytes(total_bytes)}"
-            progress_line(f"{self._verb}: {share} %, {sizes}, {name}")
 
 
 def _write_table(title: str, table: Table) -> None:

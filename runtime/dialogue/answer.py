@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shoal.runtime.console.report import format_rate, progress_line
+from shoal.runtime.console.report import progress_line
 from shoal.runtime.engine.context import Context
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
+from shoal.runtime.units import format_rate
 
 _SHOW_PROMPT_AFTER_S = 1.0
 

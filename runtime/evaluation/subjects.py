@@ -101,10 +101,8 @@ def open_subject(model: Model | str | Path, **open_options: Any) -> Subject:
         return BundleSubject(model)
     path = Path(model)
     if (path / "config.json").exists() and not (path / MANIFEST_FILE).exists():
-        open_checkpoint = load_export(
-            "shoal.export.model.subject", "CheckpointSubject", what="evaluating a checkpoint"
-        )
-        subject: Subject = open_checkpoint(path, threads=open_options.get("threads"))
+        module = load_export("shoal.export.model.subject", what="evaluating a checkpoint")
+        subject: Subject = module.CheckpointSubject(path, threads=open_options.get("threads"))
         return subject
     return BundleSubject(open_bundle(path, **open_options))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shoal.runtime.console.report import format_bytes
 from shoal.runtime.evaluation.results import Agreement, Estimate, Evaluation, ModelResult
+from shoal.runtime.units import format_bytes
 
 _ROUNDING = 1e-9  # nats, of float32 logits that differ in their last bits
 FEW_WINDOWS = 20

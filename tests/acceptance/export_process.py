@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export import pipeline, plan
-from shoal.export.progress import ExportProgress
 from shoal.export.writing import folder
 from shoal.runtime.commands.cli import main
+from shoal.runtime.console.progress import WorkProgress
 
 GRAPHS: list[Any] = []
 
@@ -103,7 +103,7 @@ class _Hooks:
         setattr(module, name, outer)
 
     def around_progress(self) -> None:
-        inner = ExportProgress.__call__
+        inner = WorkProgress.__call__
 
         def outer(shown: Any, done_bytes: int, total_bytes: int, what: str) -> None:
             inner(shown, done_bytes, total_bytes, what)
@@ -114,4 +114,4 @@ class _Hooks:
                 self.reach(self._point)
             time.sleep(self._slow_s)
 
-        setattr(ExportProgress, "__call__", outer)  # noqa: B010
+        setattr(WorkProgress, "__call__", outer)  # noqa: B010

@@ -9,7 +9,7 @@ import pytest
 from shoal.graphs.ops.table import OPS
 from shoal.graphs.recipes import WEIGHT_CHOICES
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.commands import doctor
+from shoal.runtime.commands import doctor_command as doctor
 from shoal.runtime.commands.cli import main
 from shoal.runtime.engine import fit, session
 from shoal.runtime.engine.need import bundle_need

@@ -15,8 +15,8 @@ from tests.tolerances import CACHE_ROUNDING_KL
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.cli import main
-from shoal.runtime.console.progress import EvalProgress
-from shoal.runtime.console.report import format_bytes
+from shoal.runtime.console.progress import WorkProgress
+from shoal.runtime.units import format_bytes
 
 WINDOW = "64"
 
@@ -190,14 +190,14 @@ def test_ctrl_c_leaves_nothing_behind(
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(EvalProgress, "__call__", stop)
+    monkeypatch.setattr(WorkProgress, "__call__", stop)
     code, out, err = run("--save-reference", tmp_path / "a.ref", "--html", tmp_path / "a.html")
     assert (code, out, err) == (130, "", "stopped\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with EvalProgress() as progress:
+    with WorkProgress("eval", "tokens") as progress:
         progress._last_s = -1e9
         progress(50, 200, "tiny")
         progress._last_s = -1e9

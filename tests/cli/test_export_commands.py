@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from shoal.export import cli as export_cli
+from shoal.export import pipeline, verify
 from shoal.export.pipeline import ExportReport
-from shoal.export.progress import ExportProgress
 from shoal.export.verify import VerifyReport
 from shoal.graphs.manifest import Manifest
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.cli import main
+from shoal.runtime.console.progress import WorkProgress
 
 
 class FakeBundle:
@@ -36,7 +36,7 @@ def export_calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[di
             bundle=bundle, manifest=manifest, seconds=1.0, peak_memory_bytes=300_000_000
         )
 
-    monkeypatch.setattr(export_cli, "export_bundle", fake_export)
+    monkeypatch.setattr(pipeline, "export_bundle", fake_export)
     return calls
 
 
@@ -82,7 +82,7 @@ def test_export_json_is_the_only_thing_on_stdout(
 
 
 def test_progress_lines_are_few_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with ExportProgress("export") as progress:
+    with WorkProgress("export", every_share=0.1) as progress:
         for done in range(1, 1001):
             progress(done * 1000, 1_000_000, "x")
     lines = capsys.readouterr().err.splitlines()
@@ -95,7 +95,7 @@ def test_progress_bar_is_drawn_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with ExportProgress("export") as progress:
+    with WorkProgress("export", every_share=0.1) as progress:
         progress(500_000, 1_000_000, "layers.1[0]")
     assert "export" in capsys.readouterr().err
 
@@ -125,7 +125,7 @@ def test_verify_against_a_checkpoint_names_what_differs(
 ) -> None:
     report = VerifyReport(tensors=7, differing=differing, fidelity=None)
     monkeypatch.setattr(Bundle, "open", lambda path: FakeBundle(manifest))
-    monkeypatch.setattr(export_cli, "verify_against_checkpoint", lambda *a, **k: report)
+    monkeypatch.setattr(verify, "verify_against_checkpoint", lambda *a, **k: report)
     assert main(["verify", "b", "--checkpoint", "c"]) == code
     captured = capsys.readouterr()
     if differing:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from shoal.export.inspection import checkpoint_report
-from shoal.graphs.fidelity import fidelity_rows
 from shoal.graphs.footprint import (
     cache_token_bytes,
     loaded_weight_bytes,
@@ -16,7 +15,8 @@ from shoal.graphs.footprint import (
 )
 from shoal.graphs.manifest import Manifest, TensorInfo
 from shoal.runtime.commands.cli import main
-from shoal.runtime.commands.inspect import bundle_report
+from shoal.runtime.commands.inspect_command import bundle_report
+from shoal.runtime.console.record_rows import fidelity_rows
 
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny-v3"
 
@@ -94,7 +94,7 @@ def test_inspect_tells_a_checkpoint_by_its_files(capsys: pytest.CaptureFixture[s
     assert main(["inspect", str(TINY), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "checkpoint"
     assert main(["inspect", str(TINY)]) == 0
-    assert "latent cache per token  3200 bytes" in capsys.readouterr().out
+    assert "latent cache per token  3.2 kB" in capsys.readouterr().out
 
 
 def test_inspect_refuses_a_folder_that_is_neither(
@@ -108,7 +108,7 @@ def test_inspect_refuses_a_folder_that_is_neither(
     ("record", "names"),
     [
         ({}, []),
-        ({"top1_agreement": 0.5, "router_agreement": None}, ["same likeliest token"]),
+        ({"top1_agreement": 0.5, "router_agreement": None}, ["same top-1 token"]),
         ({"perplexity": 2.0, "perplexity_reference": 2.0}, ["perplexity"]),
     ],
 )

@@ -1,4 +1,7 @@
-"""``shoal inspect BUNDLE``: what a bundle is and what it needs, from its manifest alone."""
+"""``shoal inspect``: what a bundle is and what it needs, from its manifest alone.
+
+For a checkpoint: see inspect_checkpoint.py.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shoal.graphs.cache_types import CACHE_TYPES, CacheType, graph_role
-from shoal.graphs.fidelity import fidelity_rows
-from shoal.graphs.footprint import cache_token_bytes, context_lengths
-from shoal.graphs.manifest import Manifest, ModelInfo
-from shoal.graphs.recipes import FLOAT32, WeightFormat, format_rows
+from shoal.graphs.cache_types import CACHE_TYPES, graph_role
+from shoal.graphs.contract import MANIFEST_FILE
+from shoal.graphs.errors import InputError
+from shoal.graphs.footprint import bundle_cache_token_bytes, context_lengths
+from shoal.graphs.manifest import Manifest
+from shoal.graphs.recipes import FLOAT32, WeightFormat
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.console.report import (
-    format_bytes,
-    format_count,
-    format_rate,
-    write_grid,
-    write_json,
-    write_lines,
-    write_pairs,
-)
+from shoal.runtime.commands.inspect_checkpoint import inspect_checkpoint
+from shoal.runtime.console.record_rows import experts_text, fidelity_rows, format_rows
+from shoal.runtime.console.report import write_grid, write_json, write_lines, write_pairs
 from shoal.runtime.engine.need import Form, bundle_need
+from shoal.runtime.units import format_bytes, format_count, format_rate
 
 
 def inspect_command(args: argparse.Namespace) -> int:
-    """Carry out ``shoal inspect`` on a bundle."""
+    """Carry out ``shoal inspect``.
+
+    Raises:
+        InputError: the path leads neither to a bundle nor to a checkpoint.
+        RuntimeFailure: a checkpoint, and the export extra is not installed.
+    """
+    if is_checkpoint(args.path):
+        return inspect_checkpoint(args)
     bundle = Bundle.open(args.path)
     report = bundle_report(args.path, bundle.manifest)
     if args.json:
@@ -34,6 +40,25 @@ def inspect_command(args: argparse.Namespace) -> int:
     else:
         _write_report(report)
     return 0
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path leads to a checkpoint; if not, it leads to a bundle.
+
+    Raises:
+        InputError: it leads to neither.
+    """
+    if (path / MANIFEST_FILE).exists():
+        return False
+    if path.suffix == ".gguf" and path.is_file():
+        return True
+    if (path / "config.json").exists() or any(path.glob("*.safetensors")):
+        return True
+    found = "an empty or other folder" if path.is_dir() else "no such folder"
+    raise InputError(
+        f"{path}: expected a bundle ({MANIFEST_FILE}) or a checkpoint (config.json and "
+        f"*.safetensors, or a .gguf file), found {found}; check the path"
+    )
 
 
 def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -92,12 +117,6 @@ def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
     ]
 
 
-def bundle_cache_token_bytes(model: ModelInfo, cache_type: CacheType = "float32") -> int:
-    """Latent cache of one token of a bundle's model."""
-    ranks = model.kv_lora_rank, model.qk_rope_head_dim
-    return cache_token_bytes(*ranks, model.num_hidden_layers, cache_type)
-
-
 def _write_report(report: dict[str, Any]) -> None:
     active, total = report["active_parameters"], report["parameters"]
     rows = [
@@ -111,7 +130,7 @@ def _write_report(report: dict[str, Any]) -> None:
             ", ".join(f"{name} {format_bytes(n)}" for name, n in report["cache_types"].items()),
         ),
         ("longest context", f"{report['max_position_embeddings']} tokens"),
-        ("experts", _experts(report)),
+        ("experts", experts_text(report)),
         ("MTP modules", str(report["num_mtp_layers"])),
         ("written by", f"shoal {report['shoal_version']}, format {report['format_version']}"),
     ]
@@ -142,12 +161,3 @@ def _write_report(report: dict[str, Any]) -> None:
     else:
         write_lines(["Fidelity: not measured when this bundle was exported"])
     write_lines([f"note: {note}" for note in report["notes"]])
-
-
-def _experts(report: dict[str, Any]) -> str:
-    if not report["n_routed_experts"]:
-        return "none, a dense model"
-    return (
-        f"{report['num_experts_per_tok']} of {report['n_routed_experts']} "
-        f"in {report['num_moe_layers']} layers"
-    )

@@ -15,13 +15,7 @@ from shoal.graphs.errors import ShoalError
 from shoal.graphs.manifest import Manifest
 from shoal.graphs.recipes import DEFAULT_RECIPE, FLOAT32
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.console.report import (
-    format_bytes,
-    write_grid,
-    write_json,
-    write_lines,
-    write_pairs,
-)
+from shoal.runtime.console.report import write_grid, write_json, write_lines, write_pairs
 from shoal.runtime.engine.fit import SMALLEST_CONTEXT, find_room
 from shoal.runtime.engine.need import Form, bundle_need
 from shoal.runtime.extras import EXPORT_INSTALL, missing_export_modules
@@ -30,6 +24,7 @@ from shoal.runtime.kernels.op_forms import op_forms
 from shoal.runtime.machine.memory import FREE_MEMORY, read_memory
 from shoal.runtime.machine.processor import Cpu, default_threads, read_cpu
 from shoal.runtime.machine.requirements import check_machine, onnxruntime_error
+from shoal.runtime.units import format_bytes
 
 _PACKAGES = ("shoal", "numpy", "onnxruntime", "tokenizers", "jinja2", "rich")
 _EXTRA_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")
