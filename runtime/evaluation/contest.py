@@ -76,6 +76,12 @@ class Contest:
         for subject in self.subjects:
             other = f"{subject.path} is made from another config.json than the reference"
             self.stored.require({"model": (config_sha256(subject), other)})
+            self.stored.require_sizes(
+                [len(window.ids) for window in windows.windows],
+                subject.vocab_size,
+                subject.moe_layers,
+                subject.num_experts_per_tok,
+            )
 
 
 def open_contest(

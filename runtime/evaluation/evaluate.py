@@ -30,11 +30,8 @@ from shoal.runtime.evaluation.generation import (
     prompts_of,
     stored_continuations,
 )
-from shoal.runtime.evaluation.reference_file import (
-    ReferenceHeader,
-    ReferenceWriter,
-    writing_reference,
-)
+from shoal.runtime.evaluation.reference_file import ReferenceWriter, writing_reference
+from shoal.runtime.evaluation.reference_header import ReferenceHeader
 from shoal.runtime.evaluation.results import Evaluation, GenerationScore, ModelResult, TaskScore
 from shoal.runtime.evaluation.subjects import config_sha256
 from shoal.runtime.evaluation.window_pass import WindowPass

@@ -24,11 +24,9 @@ M MoE layers   K num_experts_per_tok   T tokens of a window   m known tokens of 
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,13 +34,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.runtime.atomic_file import atomic_file
-from shoal.runtime.evaluation.metrics import (
-    DoubleArray,
-    IntArray,
-    WholeRows,
-)
+from shoal.runtime.evaluation.metrics import DoubleArray, IntArray, WholeRows
+from shoal.runtime.evaluation.reference_header import ReferenceHeader
 
-FORMAT_VERSION = 1
 LARGEST_REST = 1e-3
 """Probability that may be left out of a distribution."""
 
@@ -50,21 +44,6 @@ MAGIC = b"shoalref"
 STEPS_PER_NAT = 2048
 _BINS_PER_NAT = 8
 _NUM_BINS = 256  # the last holds everything below e^-32, far less than LARGEST_REST
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceHeader:
-    """What a stored reference belongs to."""
-
-    format_version: int = FORMAT_VERSION
-    model: dict[str, str]  # sha256 of its config.json, name, weights
-    tokenizer: str  # sha256
-    text: dict[str, Any]  # sha256, names
-    vocab_size: int
-    moe_layers: tuple[int, ...]
-    num_experts_per_tok: int
-    windows: tuple[int, ...]  # tokens of each
-    continuations: tuple[list[int], ...]  # greedy tokens after the first windows' beginnings
 
 
 class ReferenceWriter:
@@ -125,7 +104,7 @@ def writing_reference(path: Path, header: ReferenceHeader) -> Iterator[Reference
     """
     with atomic_file(path, "the reference") as file:
         writer = ReferenceWriter(file)
-        content = json.dumps(asdict(header), ensure_ascii=True).encode()
+        content = header.to_json()
         writer.write(MAGIC + len(content).to_bytes(8, "little") + content)
         yield writer
         writer.finish()

@@ -56,9 +56,12 @@ class WindowPass:
 
     def run(self, windows: Windows) -> None:
         """Read all windows."""
-        stored = None if self._stored is None else self._stored.windows()
-        for window in windows.windows:
-            self._read(window, None if stored is None else next(stored))
+        if self._stored is None:
+            for window in windows.windows:
+                self._read(window, None)
+            return
+        for window, stored in zip(windows.windows, self._stored.windows(), strict=True):
+            self._read(window, stored)
 
     def _read(self, window: Window, stored: StoredWindow | None) -> None:
         readings: list[Reading] = []

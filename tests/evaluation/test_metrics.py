@@ -21,11 +21,11 @@ from shoal.runtime.evaluation.metrics import (
 )
 from shoal.runtime.evaluation.reference_file import (
     LARGEST_REST,
-    ReferenceHeader,
     ReferenceWriter,
     likely_part,
     writing_reference,
 )
+from shoal.runtime.evaluation.reference_header import ReferenceHeader
 from shoal.runtime.evaluation.stored_reference import StoredReference
 
 
@@ -110,9 +110,9 @@ def test_what_is_stored_leaves_out_little(seed: int, rows: int, width: int, spre
 
 def header_of(windows: list[int], vocab_size: int, layers: int) -> ReferenceHeader:
     return ReferenceHeader(
-        model={"sha256": "m", "name": "n", "weights": "w"},
-        tokenizer="t",
-        text={"sha256": "x", "names": ["y"]},
+        model={"sha256": "0" * 64, "name": "n", "weights": "w"},
+        tokenizer="1" * 64,
+        text={"sha256": "2" * 64, "names": ["y"]},
         vocab_size=vocab_size,
         moe_layers=tuple(range(layers)),
         num_experts_per_tok=2,
