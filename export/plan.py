@@ -17,7 +17,8 @@ from shoal.export.fidelity.text import FidelityText, TextChoice, check_calibrati
 from shoal.export.tokenizer.special_tokens import SpecialTokens
 from shoal.export.tracing.assemble import Graphs, build_graphs
 from shoal.graphs.contract import GRAPH_FILES
-from shoal.graphs.recipes import Recipe, WeightFormat, weight_kind
+from shoal.graphs.parameters import Parameter
+from shoal.graphs.recipes import Recipe, WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def used_formats(recipe: Recipe | None, graphs: Graphs) -> dict[str, WeightForma
     """The formats of the kinds of weights that there are."""
     if recipe is None:
         return {}
-    found = {weight_kind(name) for name in graphs.formats}
+    found = {Parameter.parse(name).kind for name in graphs.formats}
     return {kind: form for kind, form in recipe.formats.items() if kind in found}
 
 

@@ -106,6 +106,7 @@ _PLACES = {
     ("mtp", None): Place.MTP,
     ("mtp", "layer."): Place.MTP_LAYER,
 }
+_GATES = (".gate_proj.weight", ".gate_up")
 _SCALES = "_scales"
 _INDICES = range(100_000)  # up to the five digits of the pattern
 _NAME = re.compile(
@@ -189,15 +190,17 @@ class Parameter:
         """Whether it holds one matrix of all routed experts, of which a token reads some."""
         return self.kind == "experts"
 
+    @property
+    def is_gate(self) -> bool:
+        """Whether its rows are gates of feed-forward networks, with up rows between in experts."""
+        return self.part.endswith(_GATES) and not self.is_scales
+
 
 EMBEDDING = Parameter(place=Place.MODEL, part="embed_tokens.weight")
 """The embedding, which is also the head where there is no ``HEAD``."""
 
 FINAL_NORM = Parameter(place=Place.MODEL, part="norm.weight")
 HEAD = Parameter(place=Place.MODEL, part="lm_head.weight")
-
-EXPERTS_GATE_UP = "mlp.experts.gate_up"
-"""The part with the matrices that routed experts begin with; ``mlp.experts.down`` is the other."""
 
 
 @lru_cache(_REMEMBERED)

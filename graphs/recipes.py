@@ -71,11 +71,6 @@ class Recipe:
         return replace(self, formats=MappingProxyType(formats))
 
 
-def weight_kind(parameter: str) -> str | None:
-    """Which of ``KINDS`` a parameter is, by its name."""
-    return Parameter.parse(parameter).kind
-
-
 def _recipe(name: str, meaning: str, block_size: int, *two_terms: str) -> Recipe:
     formats = {
         kind: WeightFormat(block_size=block_size, input_terms=2 if kind in two_terms else 1)

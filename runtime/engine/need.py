@@ -18,6 +18,7 @@ from typing import Literal
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, mapped_weight_bytes
 from shoal.graphs.manifest import Manifest, ModelInfo, TensorInfo
+from shoal.graphs.parameters import Parameter
 from shoal.runtime.engine.step import LARGEST_CHUNK, SCORE_BYTES, SMALLEST_CHUNK
 
 Form = Literal["native", "portable"]
@@ -104,15 +105,14 @@ def session_bytes(num_layers: int) -> int:
 
 def _activation_values(model: ModelInfo, tensors: Mapping[str, TensorInfo]) -> int:
     """Intermediate values of one token, from above: a layer's widest part and its queries."""
-    dense = expert = shared = 0
+    widths = dict.fromkeys(("dense", "shared_experts", "experts"), 0)
     for name, info in tensors.items():
-        if name.endswith(".mlp.shared_experts.gate_proj.weight"):
-            shared = max(shared, info.shape[0])
-        elif name.endswith(".mlp.gate_proj.weight"):
-            dense = max(dense, info.shape[0])
-        elif name.endswith(".mlp.experts.gate_up"):
-            expert = max(expert, info.shape[1] // 2)
+        parameter = Parameter.parse(name)
+        if parameter.is_gate and parameter.kind is not None:
+            width = info.shape[1] // 2 if parameter.is_routed_experts else info.shape[0]
+            widths[parameter.kind] = max(widths[parameter.kind], width)
     hidden = model.hidden_size
-    sparse = model.num_experts_per_tok * (hidden + 3 * expert) + 3 * shared
+    sparse = model.num_experts_per_tok * (hidden + 3 * widths["experts"])
+    sparse += 3 * widths["shared_experts"]
     queries = 2 * model.num_attention_heads * (model.kv_lora_rank + model.qk_rope_head_dim)
-    return 8 * hidden + max(3 * dense, sparse) + queries
+    return 8 * hidden + max(3 * widths["dense"], sparse) + queries

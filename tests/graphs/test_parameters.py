@@ -92,6 +92,24 @@ def test_a_weight_and_its_scales_lead_to_each_other() -> None:
         _ = FINAL_NORM.scales  # float32 has none
 
 
+@pytest.mark.parametrize(
+    ("name", "is_gate"),
+    [
+        ("layers.0.mlp.gate_proj.weight", True),
+        ("layers.0.dense_mlp.gate_proj.weight", True),
+        ("layers.0.dense_mlp.up_proj.weight", False),
+        ("layers.4.mlp.shared_experts.gate_proj.weight", True),
+        ("layers.4.mlp.experts.gate_up", True),
+        ("layers.4.mlp.experts.gate_up_scales", False),
+        ("layers.4.mlp.experts.down", False),
+        ("layers.4.mlp.gate.weight", False),
+        ("mtp.0.layer.mlp.experts.gate_up", True),
+    ],
+)
+def test_gates_are_those_of_feed_forward_networks(name: str, is_gate: bool) -> None:
+    assert Parameter.parse(name).is_gate == is_gate
+
+
 def test_the_parameters_outside_the_layers_have_names_of_their_own() -> None:
     names = [str(parameter) for parameter in (EMBEDDING, FINAL_NORM, HEAD)]
     assert names == ["embed_tokens.weight", "norm.weight", "lm_head.weight"]

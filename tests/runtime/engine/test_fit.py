@@ -95,6 +95,15 @@ def test_native_maps_all_weights_and_portable_copies_what_it_multiplies() -> Non
     assert (portable.mapped_bytes, portable.copied_bytes) == (67_072, every - 67_072)
 
 
+def test_scratch_covers_a_dense_network_beside_the_experts() -> None:
+    bare = manifest()
+    name = "layers.1.dense_mlp.gate_proj.weight"
+    wide = TensorInfo(dtype="uint8", shape=(1 << 14, 64), offset=0, size=1 << 20)
+    both = dataclasses.replace(bare, tensors={**bare.tensors, name: wide})
+    values = [bundle_need(m, "native").activation_bytes // 4 for m in (bare, both)]
+    assert values[1] - values[0] == 3 * ((1 << 14) - 256)
+
+
 def test_cache_grows_with_the_context_and_scratch_ends_with_the_chunk() -> None:
     need = bundle_need(manifest(), "native")
     assert need.cache_bytes(10) == 10 * 2 * (48 + 16) * 4
