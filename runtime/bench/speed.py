@@ -13,6 +13,7 @@ from shoal.runtime.bench.board_report import board_report, write_board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types, write_cache_types
 from shoal.runtime.bench.speculate import measure_speculation, write_speculation
 from shoal.runtime.bench.timing import median_s, random_ids
+from shoal.runtime.commands.option_values import machine_options
 from shoal.runtime.console.report import (
     progress_line,
     write_grid,
@@ -20,7 +21,6 @@ from shoal.runtime.console.report import (
     write_lines,
     write_pairs,
 )
-from shoal.runtime.dialogue.answer import machine_options
 from shoal.runtime.engine.context import Context
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.bandwidth import measure_read_bandwidth

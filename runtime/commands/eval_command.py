@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.commands.option_values import machine_options
 from shoal.runtime.console.progress import WorkProgress
 from shoal.runtime.console.report import write_grid, write_json, write_lines
-from shoal.runtime.dialogue.answer import machine_options
 from shoal.runtime.evaluation.evaluate import evaluate
 from shoal.runtime.evaluation.page import evaluation_page
 from shoal.runtime.evaluation.results import Evaluation

@@ -1,24 +1,15 @@
-"""The interactive form of ``shoal run``: a chat, or continued text for a base model.
-
-Earlier turns stay in the latent cache: of each new prompt only what the context does not hold yet
-is computed.
-"""
+"""The interactive form of ``shoal run``: a chat, or continued text for a base model."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from shoal.graphs.errors import ShoalError
+from shoal.runtime.commands.answer_output import AnswerOutput, write_speed
 from shoal.runtime.console.report import progress_line
-from shoal.runtime.dialogue.answer import Answer, stream_answer, write_speed
-from shoal.runtime.engine.context import Context
-from shoal.runtime.generate import Generation
-from shoal.runtime.model import Model
+from shoal.runtime.dialogue.dialogue import Dialogue
 
 HELP = """\
 /reset     forget everything said so far
@@ -34,84 +25,7 @@ Each text you type starts anew; an empty line lets the last one go on."""
 _BLOCK = '"""'
 
 
-class Dialogue:
-    """What was said so far, and the context that holds it.
-
-    Args:
-        model: the open bundle.
-        options: sampling options of ``Model.generate``.
-        chat: put turns into the chat template; else continue plain text.
-        system: system message of the chat.
-        session: file that keeps the dialogue after each turn; plain text then goes on with each
-            text instead of starting anew.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        options: dict[str, Any],
-        *,
-        chat: bool,
-        system: str | None = None,
-        session: Path | None = None,
-    ) -> None:
-        self.model = model
-        self.chat = chat
-        self.session = session
-        self._options = options
-        self._system = system
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything said so far."""
-        self._context = self.model.new_context()
-        self._ids: list[int] = []
-        self.messages: list[dict[str, str]] = []
-        if self._system is not None:
-            self.messages.append({"role": "system", "content": self._system})
-
-    def go_on(self, context: Context, ids: list[int], messages: list[dict[str, str]]) -> None:
-        """Take over what was said before: the context that holds it, its ids and its messages."""
-        self._context, self._ids, self.messages = context, ids, messages
-
-    def save(self) -> None:
-        """Keep the dialogue in its file, if it has one.
-
-        Raises:
-            RuntimeFailure: it could not be written.
-        """
-        if self.session is not None:
-            note = {"chat": self.chat, "ids": self._ids, "messages": self.messages}
-            self._context.save(self.session, note)
-
-    def answer(self, text: str, write: Callable[[str], object]) -> tuple[Answer, Generation]:
-        """Answer a turn; a turn that fails leaves the dialogue as it was.
-
-        Args:
-            text: what the user typed; empty lets continued text go on.
-            write: takes the pieces of the answer.
-
-        Raises:
-            InputError: the dialogue no longer fits into the context.
-            RuntimeFailure: it could not be kept in its file.
-        """
-        turn = [*self.messages, {"role": "user", "content": text}]
-        ids = self.model.chat_ids(turn) if self.chat else self._continued(text)
-        answer, generation = stream_answer(self.model, ids, self._options, write, self._context)
-        self._ids = [*ids, *generation.tokens]
-        self.messages = [*turn, {"role": "assistant", "content": answer.text}]
-        self.save()
-        return answer, generation
-
-    def _continued(self, text: str) -> list[int]:
-        if not text:
-            return self._ids
-        if self.session is None or not self._ids:
-            return self.model.encode(text)
-        return [*self._ids, *self.model.encode(text, add_special_tokens=False)]
-
-
-def run_dialogue(dialogue: Dialogue) -> int:
+def run_dialogue(dialogue: Dialogue) -> None:
     """Read turns from the terminal and answer them until /exit or Ctrl-D."""
     with suppress(ImportError):
         importlib.import_module("readline")  # line editing and history in input()
@@ -128,7 +42,6 @@ def run_dialogue(dialogue: Dialogue) -> int:
                 break
         elif text.strip() or (not dialogue.chat and dialogue.messages):
             _answer(dialogue, text if text.strip() else "")
-    return 0
 
 
 def read_turn() -> str | None:
@@ -184,15 +97,11 @@ def _obey(dialogue: Dialogue, command: str) -> bool:
 
 
 def _answer(dialogue: Dialogue, text: str) -> None:
+    output = AnswerOutput()
     try:
-        answer, generation = dialogue.answer(text, _write_piece)
+        answer, generation = dialogue.answer(text, output.write, output.prompt_read)
     except ShoalError as error:
         progress_line(f"error: {error} (/reset starts anew)")
         return
-    _write_piece("\n")
+    output.end()
     write_speed(answer, generation)
-
-
-def _write_piece(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()

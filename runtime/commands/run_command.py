@@ -5,31 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes
-from shoal.runtime.commands.interactive import Dialogue, run_dialogue
+from shoal.runtime.commands.answer_output import AnswerOutput, write_speed
+from shoal.runtime.commands.interactive import run_dialogue
+from shoal.runtime.commands.option_values import machine_options, sampling_options
 from shoal.runtime.commands.verbose import write_memory, write_opened
 from shoal.runtime.console.report import progress_line, write_json
-from shoal.runtime.dialogue.answer import (
-    Answer,
-    answer_report,
-    machine_options,
-    sampling_options,
-    stream_answer,
-    write_speed,
-)
+from shoal.runtime.dialogue.answer import answer_report
+from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.dialogue.saved_dialogue import open_dialogue
-from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
 from shoal.runtime.server.line_requests import LineRequests
 from shoal.runtime.server.loop import run_loop
 from shoal.runtime.units import format_bytes
-
-Answering = Callable[[Callable[[str], object]], tuple[Answer, Generation]]
-"""Generates one answer and hands its pieces to the function it is given."""
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -46,39 +37,33 @@ def run_command(args: argparse.Namespace) -> int:
     load_s = time.perf_counter() - started_s
     if args.verbose:
         write_opened(model, load_s)
-    chat = wants_chat(args, model)
-    dialogue = _open_dialogue(args, model, chat)
+    dialogue = _open_dialogue(args, model)
     if loops:
-        return run_loop(_line_requests(args, model, chat, dialogue), args.listen)
-    if prompt is None:
-        return run_dialogue(dialogue)
-    if args.session is not None:
-        return _answer_once(args, model, prompt, lambda w: dialogue.answer(prompt, w), load_s)
-    ids = model.chat_ids(first_messages(prompt, args.system)) if chat else model.encode(prompt)
-    options = sampling_options(args)
-    return _answer_once(
-        args, model, prompt, lambda write: stream_answer(model, ids, options, write), load_s
-    )
+        run_loop(_line_requests(args, dialogue), args.listen, progress_line)
+    elif prompt is None:
+        run_dialogue(dialogue)
+    else:
+        _answer_once(args, dialogue, prompt, load_s)
+    return 0
 
 
-def _line_requests(
-    args: argparse.Namespace, model: Model, chat: bool, dialogue: Dialogue
-) -> LineRequests:
-    return LineRequests(
-        model,
-        sampling_options(args),
-        chat=chat,
-        system=args.system,
-        as_json=args.json,
-        dialogue=None if args.session is None else dialogue,
-    )
-
-
-def _open_dialogue(args: argparse.Namespace, model: Model, chat: bool) -> Dialogue:
-    options = sampling_options(args)
+def _open_dialogue(args: argparse.Namespace, model: Model) -> Dialogue:
+    options, chat = sampling_options(args), wants_chat(args, model)
     if args.session is None:
         return Dialogue(model, options, chat=chat, system=args.system)
     return open_dialogue(model, options, args.session, chat=chat, system=args.system)
+
+
+def _line_requests(args: argparse.Namespace, dialogue: Dialogue) -> LineRequests:
+    return LineRequests(
+        dialogue.model,
+        sampling_options(args),
+        chat=dialogue.chat,
+        system=args.system,
+        as_json=args.json,
+        dialogue=None if args.session is None else dialogue,
+        answered=write_speed,
+    )
 
 
 def read_prompt(prompt: str | None) -> str:
@@ -120,36 +105,28 @@ def wants_chat(args: argparse.Namespace, model: Model) -> bool:
     return chat
 
 
-def first_messages(prompt: str, system: str | None) -> list[dict[str, str]]:
-    """The messages a chat starts with."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    return [*messages, {"role": "user", "content": prompt}]
-
-
-def _answer_once(
-    args: argparse.Namespace, model: Model, prompt: str, answer_with: Answering, load_s: float
-) -> int:
+def _answer_once(args: argparse.Namespace, dialogue: Dialogue, prompt: str, load_s: float) -> None:
+    model = dialogue.model
     if not args.json and not args.verbose:
         progress_line(
             f"[opened in {load_s:.2f} s, {model.threads} threads, {model.kernels} kernels, "
             f"{model.cache_type} cache of {format_bytes(token_bytes(model))} per token]"
         )
-    write = _ignore if args.json else _write_piece
-    answer, generation = answer_with(write)
-    if args.json and not answer.interrupted:
+    output = AnswerOutput(quiet=args.json)
+    answer, generation = dialogue.answer(prompt, output.write, output.prompt_read)
+    output.end()
+    if not args.json:
+        write_speed(answer, generation)
+    elif not answer.interrupted:
         write_json(
             _machine_report(args, model, load_s)
             | {"prompt": prompt}
             | answer_report(answer, generation)
         )
-    if not args.json:
-        _write_piece("\n")
-        write_speed(answer, generation)
     if args.verbose:
         write_memory()
     if answer.interrupted:
         raise KeyboardInterrupt
-    return 0
 
 
 def _machine_report(args: argparse.Namespace, model: Model, load_s: float) -> dict[str, Any]:
@@ -166,12 +143,3 @@ def _machine_report(args: argparse.Namespace, model: Model, load_s: float) -> di
 def token_bytes(model: Model) -> int:
     """Latent cache of one token."""
     return bundle_cache_token_bytes(model.manifest.model, model.cache_type)
-
-
-def _write_piece(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-
-
-def _ignore(piece: str) -> None:
-    """With --json nothing but the report goes to stdout."""

@@ -1,4 +1,4 @@
-"""``shoal run --session FILE``: a dialogue that goes on after the process has ended.
+"""A dialogue in a file: it goes on after the process has ended.
 
 The file is a saved context; its note holds what was said and the token ids it became.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import InputError
-from shoal.runtime.commands.interactive import Dialogue
+from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.engine.token_ids import check_tokens
 from shoal.runtime.model import Model
 

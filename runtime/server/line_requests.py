@@ -1,4 +1,4 @@
-"""A line in, an answer out: the protocol of ``shoal run --loop``.
+"""A line in, an answer out: a protocol for pipes and sockets.
 
 Every line gets exactly one answer, empty and malformed ones too.
 
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError, RuntimeFailure, ShoalError
-from shoal.runtime.commands.interactive import Dialogue
-from shoal.runtime.dialogue.answer import Answer, answer_report, stream_answer, write_speed
+from shoal.runtime.dialogue.answer import Answer, Write, answer_report, stream_answer
+from shoal.runtime.dialogue.dialogue import Dialogue, first_messages
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
 
@@ -44,6 +44,7 @@ class LineRequests:
         system: system message of each chat.
         as_json: lines are JSON objects.
         dialogue: one dialogue that all lines go on with; None: each line stands for itself.
+        answered: called with every answer that was generated, complete or interrupted.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LineRequests:
         system: str | None = None,
         as_json: bool = False,
         dialogue: Dialogue | None = None,
+        answered: Callable[[Answer, Generation], object] = lambda answer, generation: None,
     ) -> None:
         self._model = model
         self._options = options
@@ -62,6 +64,7 @@ class LineRequests:
         self._system = system
         self._as_json = as_json
         self._dialogue = dialogue
+        self._answered = answered
         self._context = model.new_context()
 
     def answer(self, line: bytes | None, send: Send) -> None:
@@ -106,9 +109,7 @@ class LineRequests:
             return reply | {"error": _one_line(error)}
         return reply | answer_report(answer, generation)
 
-    def _generate(
-        self, request: dict[str, Any], write: Callable[[str], object]
-    ) -> tuple[Answer, Generation]:
+    def _generate(self, request: dict[str, Any], write: Write) -> tuple[Answer, Generation]:
         try:
             if self._dialogue is not None:
                 if set(request) - {"id", "prompt"}:
@@ -120,7 +121,7 @@ class LineRequests:
         except (RuntimeFailure, MemoryError):
             self._context = self._model.new_context()  # gives back the memory it had
             raise
-        write_speed(answer, generation)
+        self._answered(answer, generation)
         if answer.interrupted:
             raise KeyboardInterrupt
         return answer, generation
@@ -130,8 +131,8 @@ class LineRequests:
             return self._model.chat_ids(request["messages"])
         if not self._chat:
             return self._model.encode(request["prompt"])
-        system = [] if self._system is None else [{"role": "system", "content": self._system}]
-        return self._model.chat_ids([*system, {"role": "user", "content": request["prompt"]}])
+        prompt = {"role": "user", "content": request["prompt"]}
+        return self._model.chat_ids([*first_messages(self._system), prompt])
 
     def _options_of(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._options | {key: request[key] for key in _OPTIONS & set(request)}

@@ -1,6 +1,6 @@
-"""``shoal run --loop``: answers lines until its input ends or it is told to stop.
+"""Answers lines until its input ends or it is told to stop.
 
-With ``--listen`` the lines come through a socket, else from stdin. As a systemd service of
+Lines come through a socket or from stdin. As a systemd service of
 ``Type=notify`` it says when it is ready; SIGTERM ends it cleanly. See docs/service.md.
 """
 
@@ -10,22 +10,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import BinaryIO
 
-from shoal.runtime.console.report import progress_line
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES, LineRequests
 from shoal.runtime.server.listener import LineBuffer, address_of, listen, serve
 
 
-def run_loop(requests: LineRequests, address: str | None) -> int:
+def run_loop(
+    requests: LineRequests, address: str | None, say: Callable[[str], object] = lambda text: None
+) -> None:
     """Answer lines until stdin ends or SIGTERM comes.
 
     Args:
         requests: answers them.
         address: where to listen, None for stdin; see ``listener.listen``.
+        say: told when it is ready, and when it was stopped.
 
     Raises:
         InputError: the address cannot be listened on.
@@ -33,19 +36,18 @@ def run_loop(requests: LineRequests, address: str | None) -> int:
     with _stop_on_sigterm():
         try:
             if address is None:
-                progress_line("ready: reading lines from stdin")
+                say("ready: reading lines from stdin")
                 notify("READY=1")
                 _answer_stream(requests, sys.stdin.buffer, sys.stdout.buffer)
             else:
                 with listen(address) as server:
-                    progress_line(f"ready: listening on {address_of(server)}")
+                    say(f"ready: listening on {address_of(server)}")
                     notify("READY=1")
                     serve(server, requests.answer)
         except _Stopped:
-            progress_line("stopped")
+            say("stopped")
         finally:
             notify("STOPPING=1")
-    return 0
 
 
 def notify(state: str) -> None:
@@ -60,7 +62,8 @@ def notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), "\0" + name[1:] if name[0] == "@" else name)
         except OSError as error:
-            progress_line(f"warning: NOTIFY_SOCKET {name}: {error.strerror or error}")
+            reason = error.strerror or error
+            warnings.warn(f"NOTIFY_SOCKET {name}: {reason}", RuntimeWarning, stacklevel=1)
 
 
 class _Stopped(BaseException):

@@ -1,0 +1,102 @@
+"""What was said so far, and the context that holds it.
+
+Earlier turns stay in the latent cache: of each new prompt only what the context does not hold yet
+is computed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shoal.runtime.dialogue.answer import Answer, Write, stream_answer
+from shoal.runtime.engine.context import Context, PrefillProgress
+from shoal.runtime.generate import Generation
+from shoal.runtime.model import Model
+
+Messages = list[dict[str, str]]
+
+
+class Dialogue:
+    """A chat, or plain text that is continued.
+
+    Args:
+        model: the open bundle.
+        options: of ``Model.generate``: sampling, stop texts, drafts.
+        chat: put turns into the chat template; else continue plain text.
+        system: system message of the chat.
+        session: file that keeps the dialogue after each turn; plain text then goes on with each
+            text instead of starting anew.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        options: dict[str, Any],
+        *,
+        chat: bool,
+        system: str | None = None,
+        session: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.chat = chat
+        self.session = session
+        self._options = options
+        self._system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything said so far."""
+        self._context = self.model.new_context()
+        self._ids: list[int] = []
+        self.messages = first_messages(self._system)
+
+    def go_on(self, context: Context, ids: list[int], messages: Messages) -> None:
+        """Take over what was said before: the context that holds it, its ids and its messages."""
+        self._context, self._ids, self.messages = context, ids, messages
+
+    def save(self) -> None:
+        """Keep the dialogue in its file, if it has one.
+
+        Raises:
+            RuntimeFailure: it could not be written.
+        """
+        if self.session is not None:
+            note = {"chat": self.chat, "ids": self._ids, "messages": self.messages}
+            self._context.save(self.session, note)
+
+    def answer(
+        self, text: str, write: Write, progress: PrefillProgress | None = None
+    ) -> tuple[Answer, Generation]:
+        """Answer a turn; a turn that fails leaves the dialogue as it was.
+
+        Args:
+            text: what the user said; empty lets continued text go on.
+            write: takes the pieces of the answer.
+            progress: called with prompt tokens read and prompt tokens in all.
+
+        Raises:
+            InputError: the dialogue no longer fits into the context.
+            RuntimeFailure: it could not be kept in its file.
+        """
+        turn = [*self.messages, {"role": "user", "content": text}]
+        ids = self.model.chat_ids(turn) if self.chat else self._continued(text)
+        answer, generation = stream_answer(
+            self.model, ids, self._options, write, self._context, progress
+        )
+        self._ids = [*ids, *generation.tokens]
+        self.messages = [*turn, {"role": "assistant", "content": answer.text}]
+        self.save()
+        return answer, generation
+
+    def _continued(self, text: str) -> list[int]:
+        if not text:
+            return self._ids
+        if self.session is None or not self._ids:
+            return self.model.encode(text)
+        return [*self._ids, *self.model.encode(text, add_special_tokens=False)]
+
+
+def first_messages(system: str | None) -> Messages:
+    """The messages of a chat before its first turn."""
+    return [] if system is None else [{"role": "system", "content": system}]
