@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.export.checkpoint.safetensors_files import Checkpoint
-from shoal.export.checkpoint.tensor_names import Source
+from shoal.export.checkpoint.sources import Source
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.calibration import round_with_inputs
 from shoal.export.fidelity.head_comparison import Fidelity, HeadComparison
