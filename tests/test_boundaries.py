@@ -122,6 +122,16 @@ def test_no_import_statement_crosses_the_boundary(package: str, forbidden: tuple
     assert not crossing
 
 
+def test_what_a_config_means_is_read_without_tensors_and_graphs() -> None:
+    names = {
+        name
+        for path in (ROOT / "export" / "config").rglob("*.py")
+        for name in imported_names(path)
+        if name.startswith("shoal.") and not name.startswith("shoal.export.config")
+    }
+    assert {name for name in names if not name.startswith("shoal.graphs.errors")} == set()
+
+
 def test_optimum_cli_starts_without_heavy_imports() -> None:
     heavy = {
         name

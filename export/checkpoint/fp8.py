@@ -15,7 +15,6 @@ from typing import Protocol
 from torch import Tensor
 
 FP8_DTYPE = "F8_E4M3"
-FP8_BLOCK = (128, 128)
 SCALE_SUFFIX = "_scale_inv"
 SCALE_DTYPES = ("F32", "BF16", "F16")
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.export.checkpoint.fp8 import FP8_BLOCK, FP8_DTYPE, apply_scales, scale_name
+from shoal.export.checkpoint.fp8 import FP8_DTYPE, apply_scales, scale_name
+from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"

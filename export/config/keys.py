@@ -1,4 +1,4 @@
-"""Tables of config.json keys: common defaults, other spellings, and what does not matter."""
+"""Tables of config.json keys: what absent ones mean, other spellings, and what does not matter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,20 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "num_nextn_predict_layers": 0,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
+    "attention_bias": False,
+    "rope_theta": 10000.0,
+    "rope_interleave": True,
 }
-"""Values of absent keys, unless a family has others (export/families)."""
+"""Values of absent keys, unless a family has others (export/config/families)."""
+
+FP8_BLOCK = (128, 128)
+"""Rows and columns of an FP8 matrix that share a scale, where quantization_config has no others."""
+
+QUANTIZATION_DEFAULTS: dict[str, Any] = {
+    "quant_method": "fp8",
+    "weight_block_size": list(FP8_BLOCK),
+}
+"""Values of keys that are absent in quantization_config."""
 
 INTEGERS = (
     "vocab_size",

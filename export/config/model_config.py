@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.export.checkpoint.fp8 import FP8_BLOCK
 from shoal.export.config.reader import read_fields
 from shoal.export.config.rope_scaling import LongRopeScaling, YarnScaling
 from shoal.graphs.errors import ConfigError
@@ -64,12 +63,12 @@ class ModelConfig:
     num_nextn_predict_layers: int  # multi-token-prediction modules that the config announces
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    fp8_block: tuple[int, int] = FP8_BLOCK  # rows and columns of an FP8 matrix that share a scale
+    fp8_block: tuple[int, int]  # rows and columns of an FP8 matrix that share a scale
     mlp_layer_types: tuple[str, ...] | None = None  # "dense" or "sparse"; overrides the two counts
     has_moe_output_norm: bool = False  # norm of what a layer's experts put out together
     router_bias_is_optional: bool = False  # a checkpoint without it means zeros
     embedding_scale: float = 1.0  # embeddings, each layer's two contributions and the logits are
-    residual_scale: float = 1.0  # multiplied by these, which names.py does to the weights
+    residual_scale: float = 1.0  # multiplied by these, which layer_sources.py does to the weights
     logits_scale: float = 1.0
     query_latent_scale: float = 1.0  # and so are the two latents of attention, after their norms
     latent_scale: float = 1.0

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.export.checkpoint.fp8 import FP8_BLOCK
 from shoal.export.config.families.family import Family, families
 from shoal.export.config.families.refused import LACKS
 from shoal.export.config.keys import (
     ALIASES,
     COMMON_DEFAULTS,
+    FP8_BLOCK,
     HARMLESS,
     HARMLESS_QUANTIZATION,
     INTEGERS,
     INTEGERS_OR_NULL,
+    QUANTIZATION_DEFAULTS,
 )
 from shoal.export.config.rope_scaling import read_longrope, read_yarn
 from shoal.export.config.values import ConfigReader, is_integer
@@ -39,16 +40,17 @@ def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     Raises:
         ConfigError: The model_type is not supported: nothing else can be judged then.
     """
-    reader = ConfigReader(raw)
-    family = _read_family(reader, where)
+    family = _family_of(raw.get("model_type"), where)
+    reader = ConfigReader(raw, {**COMMON_DEFAULTS, **family.defaults})
+    reader.take("model_type")
+    _check_architectures(reader, family)
     for alias, key in {**ALIASES, **family.aliases}.items():
         reader.merge_alias(alias, key)
-    defaults = {**COMMON_DEFAULTS, **family.defaults}
     values: dict[str, Any] = {"model_type": family.model_types[0]}
     for key, only in family.fixed.items():
         reader.expect(key, only)
-    values |= _read_sizes(reader, defaults)
-    values |= _read_routing(reader, family, defaults)
+    values |= _read_sizes(reader, family)
+    values |= _read_routing(reader, family)
     values |= _read_rope(reader, family, values)
     if family.extras is not None:
         values |= family.extras(reader, values)
@@ -63,18 +65,18 @@ def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
 
 def _read_quantization(reader: ConfigReader) -> tuple[int, int]:
     """Rows and columns of an FP8 matrix that share a scale."""
-    table = reader.take("quantization_config", None) or {}
+    table = reader.take("quantization_config") or {}
     if not isinstance(table, dict):
         reader.refuse("quantization_config", "an object", table)
         return FP8_BLOCK
-    quantization = ConfigReader(table, prefix="quantization_config.")
-    method = quantization.take("quant_method", "fp8")
+    quantization = ConfigReader(table, QUANTIZATION_DEFAULTS, "quantization_config.")
+    method = quantization.take("quant_method")
     if method != "fp8":
         meaning = "'fp8' (convert the weights to bfloat16 first)"
         reader.refuse("quantization_config.quant_method", meaning, method)
         return FP8_BLOCK
     quantization.expect("fmt", "e4m3")
-    block = quantization.take("weight_block_size", list(FP8_BLOCK))
+    block = quantization.take("weight_block_size")
     if not (isinstance(block, list) and len(block) == 2 and all(map(_is_positive, block))):
         quantization.refuse("weight_block_size", "two whole numbers from 1 on", block)
         block = FP8_BLOCK
@@ -87,8 +89,7 @@ def _is_positive(value: Any) -> bool:
     return is_integer(value) and value > 0
 
 
-def _read_family(reader: ConfigReader, where: str) -> Family:
-    model_type = reader.take("model_type", None)
+def _family_of(model_type: Any, where: str) -> Family:
     known = families()
     if not isinstance(model_type, str) or model_type not in known:
         lacks = LACKS.get(model_type) if isinstance(model_type, str) else None
@@ -101,63 +102,58 @@ def _read_family(reader: ConfigReader, where: str) -> Family:
             f"{where}: model_type: expected one of {', '.join(sorted(known))}, found "
             f"{model_type!r}; other families are not supported"
         )
-    family = known[model_type]
-    architectures = reader.take("architectures", None)
+    return known[model_type]
+
+
+def _check_architectures(reader: ConfigReader, family: Family) -> None:
+    architectures = reader.take("architectures")
     if architectures is not None and architectures not in [[name] for name in family.architectures]:
         reader.refuse("architectures", repr(list(family.architectures)), architectures)
-    return family
 
 
-def _read_sizes(reader: ConfigReader, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _read_sizes(reader: ConfigReader, family: Family) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in INTEGERS:
-        default = defaults[key]
-        if callable(default):
-            value = reader.integer(key, None, null=True)
-            values[key] = default(values) if value is None else value
-        else:
-            values[key] = reader.integer(key, default)
+        derived = family.derived.get(key)
+        values[key] = reader.integer(key, null=derived is not None)
+        if derived is not None and values[key] is None:
+            values[key] = derived(values)
     for key, meaning in INTEGERS_OR_NULL.items():
-        value = reader.integer(key, defaults[key], null=True)
+        value = reader.integer(key, null=True)
         values[key] = meaning if value is None else value
-    values["eos_token_ids"] = reader.token_ids("eos_token_id", defaults["eos_token_id"])
-    values["attention_bias"] = reader.flag("attention_bias", False)
-    values["tie_word_embeddings"] = reader.flag(
-        "tie_word_embeddings", defaults["tie_word_embeddings"]
-    )
-    values["rms_norm_eps"] = reader.number("rms_norm_eps", defaults["rms_norm_eps"])
+    values["eos_token_ids"] = reader.token_ids("eos_token_id")
+    values["attention_bias"] = reader.flag("attention_bias")
+    values["tie_word_embeddings"] = reader.flag("tie_word_embeddings")
+    values["rms_norm_eps"] = reader.number("rms_norm_eps")
     return values
 
 
-def _read_routing(
-    reader: ConfigReader, family: Family, defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def _read_routing(reader: ConfigReader, family: Family) -> dict[str, Any]:
     return {
         "topk_method": reader.choice("topk_method", family.topk_methods),
         "scoring_func": reader.choice("scoring_func", (family.scoring_func,)),
-        "norm_topk_prob": reader.flag("norm_topk_prob", defaults["norm_topk_prob"]),
-        "routed_scaling_factor": reader.number(
-            "routed_scaling_factor", defaults["routed_scaling_factor"]
-        ),
+        "norm_topk_prob": reader.flag("norm_topk_prob"),
+        "routed_scaling_factor": reader.number("routed_scaling_factor"),
     }
 
 
 def _read_rope(reader: ConfigReader, family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
-    interleave = reader.flag("rope_interleave", family.rope_interleave)
-    theta = reader.number("rope_theta", family.defaults.get("rope_theta", 10000.0))
+    interleave = reader.flag("rope_interleave")
+    theta = reader.number("rope_theta")
     reader.expect("partial_rotary_factor", 1.0)
-    key, table = "rope_parameters", reader.take("rope_parameters", None)
-    if older := reader.take("rope_scaling", None):
+    key, table = "rope_parameters", reader.take("rope_parameters")
+    if older := reader.take("rope_scaling"):
         key, table = "rope_scaling", older
     if not isinstance(table, dict | None):
         reader.refuse(key, "an object", table)
         table = None
-    rope = ConfigReader(table or {}, prefix=f"{key}.")
-    theta = rope.number("rope_theta", theta)
+    context = values["max_position_embeddings"]
+    defaults = {"rope_theta": theta, "original_max_position_embeddings": context, "truncate": True}
+    rope = ConfigReader(table or {}, defaults, f"{key}.")
+    theta = rope.number("rope_theta")
     rope.expect("partial_rotary_factor", 1.0)
     rope.merge_alias("type", "rope_type")
     rope_type = rope.choice("rope_type", family.rope_types)
-    context = values["max_position_embeddings"]
     fields: dict[str, Any] = {
         "rope_theta": theta,
         "rope_interleave": interleave,

@@ -26,12 +26,12 @@ class YarnScaling:
 
     factor: float  # how many times longer
     original_max_position_embeddings: int  # tokens, before stretching
-    beta_fast: float = 32.0  # rotations over the original context above which nothing changes
-    beta_slow: float = 1.0  # rotations below which a frequency is divided by factor
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True  # round the borders of the ramp to whole dimensions
-    attention_factor: float | None = None  # of cos and sin; None: from factor and the mscales
+    beta_fast: float  # rotations over the original context above which nothing changes
+    beta_slow: float  # rotations below which a frequency is divided by factor
+    mscale: float | None
+    mscale_all_dim: float | None
+    truncate: bool  # round the borders of the ramp to whole dimensions
+    attention_factor: float | None  # of cos and sin; None: from factor and the mscales
 
     @property
     def cos_sin_factor(self) -> float:
@@ -64,7 +64,7 @@ class LongRopeScaling:
     long_factor: tuple[float, ...]
     original_max_position_embeddings: int  # tokens; beyond them the context is long
     factor: float  # how many times longer the model's context is
-    attention_factor: float | None = None  # of cos and sin; None: from factor
+    attention_factor: float | None  # of cos and sin; None: from factor
 
     @property
     def cos_sin_factor(self) -> float:
@@ -85,20 +85,20 @@ class LongRopeScaling:
 
 def read_yarn(rope: ConfigReader, context: int) -> YarnScaling:
     """YaRN's keys of a ``rope_parameters`` table; ``context`` is max_position_embeddings."""
-    original = rope.integer("original_max_position_embeddings", None, null=True) or context
+    original = rope.integer("original_max_position_embeddings", null=True) or context
     if original < 1:
         rope.refuse("original_max_position_embeddings", "at least 1", original)
         original = 1
-    factor = rope.number("factor", None, null=True)
+    factor = rope.number("factor", null=True)
     fields: dict[str, Any] = {
         "factor": context / original if factor is None else factor,
         "original_max_position_embeddings": original,
-        "beta_fast": rope.number("beta_fast", None, null=True) or 32.0,
-        "beta_slow": rope.number("beta_slow", None, null=True) or 1.0,
-        "mscale": rope.number("mscale", None, null=True),
-        "mscale_all_dim": rope.number("mscale_all_dim", None, null=True),
-        "truncate": rope.flag("truncate", True),
-        "attention_factor": rope.number("attention_factor", None, null=True),
+        "beta_fast": rope.number("beta_fast", null=True) or 32.0,
+        "beta_slow": rope.number("beta_slow", null=True) or 1.0,
+        "mscale": rope.number("mscale", null=True),
+        "mscale_all_dim": rope.number("mscale_all_dim", null=True),
+        "truncate": rope.flag("truncate"),
+        "attention_factor": rope.number("attention_factor", null=True),
     }
     if not fields["factor"] >= 1:
         rope.refuse("factor", "a number of at least 1", fields["factor"])
@@ -120,22 +120,22 @@ def read_longrope(rope: ConfigReader, context: int, num_pairs: int) -> LongRopeS
         context: max_position_embeddings.
         num_pairs: Of a rotary key, half of qk_rope_head_dim.
     """
-    original = rope.integer("original_max_position_embeddings", context)
+    original = rope.integer("original_max_position_embeddings")
     if original is None or original < 2:
         rope.refuse("original_max_position_embeddings", "at least 2", original)
         original = 2
-    factor = rope.number("factor", None, null=True)
+    factor = rope.number("factor", null=True)
     return LongRopeScaling(
         short_factor=_factors(rope, "short_factor", num_pairs),
         long_factor=_factors(rope, "long_factor", num_pairs),
         original_max_position_embeddings=original,
         factor=context / original if factor is None else factor,
-        attention_factor=rope.number("attention_factor", None, null=True),
+        attention_factor=rope.number("attention_factor", null=True),
     )
 
 
 def _factors(rope: ConfigReader, key: str, count: int) -> tuple[float, ...]:
-    found = rope.take(key, None)
+    found = rope.take(key)
     valid = isinstance(found, list) and len(found) == count
     if not valid or not all(_is_positive_number(value) for value in found):
         rope.refuse(key, f"{count} numbers above 0, half of qk_rope_head_dim", found)

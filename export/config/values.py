@@ -9,18 +9,26 @@ from typing import Any
 class ConfigReader:
     """Takes keys out of a JSON object and collects what is wrong with them.
 
+    Args:
+        raw: the object.
+        defaults: values of absent keys; one that is not listed is null.
+        prefix: what comes before a key's name in messages.
+
     Attributes:
         problems: One clause for each key that is of a wrong type, unsupported or unknown.
     """
 
-    def __init__(self, raw: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
+    ) -> None:
         self._left = dict(raw)
+        self._defaults = defaults
         self._prefix = prefix
         self.problems: list[str] = []
 
-    def take(self, key: str, default: Any) -> Any:
-        """The value of ``key`` as it is, or ``default`` when it is absent."""
-        return self._left.pop(key, default)
+    def take(self, key: str) -> Any:
+        """The value of ``key`` as it is, or its default when it is absent."""
+        return self._left.pop(key, self._defaults.get(key))
 
     def refuse(self, key: str, expected: str, found: Any) -> None:
         """Note that ``key`` holds ``found`` where ``expected`` is needed."""
@@ -33,35 +41,37 @@ class ConfigReader:
             if self._left.setdefault(key, value) != value:
                 self.refuse(alias, f"the same as {key} ({self._left[key]!r})", value)
 
-    def integer(self, key: str, default: int | None, *, null: bool = False) -> int | None:
+    def integer(self, key: str, *, null: bool = False) -> int | None:
         """A whole number; None is accepted when ``null`` is."""
-        value = self.take(key, default)
+        value = self.take(key)
         if (value is None and null) or is_integer(value):
             return value  # type: ignore[no-any-return]
         self.refuse(key, "a whole number", value)
-        return default if default is not None else 1
+        default = self._defaults.get(key)
+        return 1 if default is None else default
 
-    def number(self, key: str, default: float | None, *, null: bool = False) -> float | None:
+    def number(self, key: str, *, null: bool = False) -> float | None:
         """A number; None is accepted when ``null`` is."""
-        value = self.take(key, default)
+        value = self.take(key)
         if value is None and null:
             return None
         if is_integer(value) or isinstance(value, float):
             return float(value)
         self.refuse(key, "a number", value)
-        return default if default is not None else 2.0
+        default = self._defaults.get(key)
+        return 2.0 if default is None else default
 
-    def flag(self, key: str, default: bool) -> bool:
+    def flag(self, key: str) -> bool:
         """A truth value."""
-        value = self.take(key, default)
+        value = self.take(key)
         if isinstance(value, bool):
             return value
         self.refuse(key, "true or false", value)
-        return default
+        return bool(self._defaults.get(key))
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         """One of ``allowed``; the first when the key is absent or null."""
-        value = self.take(key, None)
+        value = self.take(key)
         if value is None:
             return allowed[0]
         if value not in allowed:
@@ -69,9 +79,9 @@ class ConfigReader:
             return allowed[0]
         return str(value)
 
-    def token_ids(self, key: str, default: int) -> tuple[int, ...]:
+    def token_ids(self, key: str) -> tuple[int, ...]:
         """One token id, a list of them, or null for none."""
-        value = self.take(key, default)
+        value = self.take(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if all(is_integer(token) and token >= 0 for token in ids):
             return tuple(ids)
@@ -80,7 +90,7 @@ class ConfigReader:
 
     def expect(self, key: str, only: Any) -> None:
         """Refuse every value of ``key`` but ``only`` and null."""
-        value = self.take(key, None)
+        value = self._left.pop(key, None)
         if value is not None and value != only:
             self.refuse(key, repr(only), value)
 

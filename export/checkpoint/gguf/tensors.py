@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.export.checkpoint.fp8 import FP8_BLOCK
 from shoal.export.checkpoint.gguf.file import TYPES, GgufModel, GgufTensor
 from shoal.export.checkpoint.safetensors_files import Checkpoint, TensorHeader
+from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
 
 _GLOBAL = {

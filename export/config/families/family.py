@@ -36,13 +36,13 @@ class Family:
     Attributes:
         model_types: Spellings of model_type, the usual one first.
         architectures: What ``architectures`` may name.
-        defaults: Values of absent keys, as transformers gives them; a whole number may be a
-            function of those read before it. COMMON_DEFAULTS need not be repeated.
+        defaults: Values of absent keys, as transformers gives them. COMMON_DEFAULTS need not be
+            repeated.
+        derived: Values of keys that are absent or null, as functions of the fields read so far.
         fixed: Keys that may have no other value than this.
         topk_methods: How experts may be chosen, the default first.
         scoring_func: Of the router.
         rope_types: Which rotary embeddings the family has.
-        rope_interleave: Which values make a rotary pair when the config does not say.
         harmless: Keys of this family that leave the logits alone.
         aliases: Other spellings of keys, beside the ALIASES of all families.
         extras: Reads what no other family has; None when there is nothing.
@@ -53,11 +53,11 @@ class Family:
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     defaults: Mapping[str, Any]
+    derived: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     topk_methods: tuple[str, ...] = ("noaux_tc",)
     scoring_func: str = "sigmoid"
     rope_types: tuple[str, ...] = ("default", "yarn")
-    rope_interleave: bool = True
     harmless: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     extras: Extras | None = None

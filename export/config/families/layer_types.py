@@ -12,7 +12,7 @@ LAYER_TYPES = ("dense", "sparse")
 
 def read_layer_types(reader: ConfigReader, values: Mapping[str, Any]) -> dict[str, Any]:
     """``mlp_layer_types`` as a field; absent, first_k_dense_replace and moe_layer_freq decide."""
-    found = reader.take("mlp_layer_types", None)
+    found = reader.take("mlp_layer_types")
     if found is None:
         return {}
     count = values["num_hidden_layers"]

@@ -22,14 +22,14 @@ _TENSOR = re.compile(r"model\.layers\.(\d+)\.([^.]+)\.(.+)")
 
 
 def _read_extras(reader: ConfigReader, values: Mapping[str, Any]) -> dict[str, Any]:
-    layers = reader.integer("num_layers", 28) or 0
+    layers = reader.integer("num_layers") or 0
     found = values["num_hidden_layers"]
     if found not in (0, layers, 2 * layers):
         reader.refuse("num_hidden_layers", f"two for each of num_layers {layers}", found)
     rank, hidden = values["q_lora_rank"], max(values["hidden_size"], 1)
     if rank is None:
         reader.refuse("q_lora_rank", "a whole number", None)
-    zero_experts = reader.integer("zero_expert_num", 256, null=True) or 0
+    zero_experts = reader.integer("zero_expert_num", null=True) or 0
     if zero_experts < 0:
         reader.refuse("zero_expert_num", "at least 0", zero_experts)
     return {
@@ -65,10 +65,12 @@ FAMILY = Family(
         "vocab_size": 131072,
         "hidden_size": 6144,
         "num_hidden_layers": 0,
+        "num_layers": 28,
         "num_attention_heads": 64,
         "intermediate_size": 12288,
         "moe_intermediate_size": 2048,
         "n_routed_experts": 512,
+        "zero_expert_num": 256,
         "n_shared_experts": 0,
         "num_experts_per_tok": 12,
         "first_k_dense_replace": 0,
