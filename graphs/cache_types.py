@@ -1,6 +1,8 @@
 """The types a latent cache can have, and the tensors a cache of each type is made of.
 
-Standard library only. C kv_lora_rank, R qk_rope_head_dim.
+A latent cache is the state of a layer with latent attention, one row for each token; what holds for
+the state of any layer is in graphs/layer_state.py. Standard library only. C kv_lora_rank, R
+qk_rope_head_dim.
 
     float32  one tensor: the latent (C values) and the rotated rope key (R values)
     float16  the same, rounded to nearest
@@ -16,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from shoal.graphs.layer_state import state_input, state_output
+
 CacheType = Literal["float32", "float16", "int8"]
 
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
@@ -29,7 +33,7 @@ _VALUE_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class CachePart:
-    """One tensor of a layer's cache: [1, S, width]."""
+    """One tensor of a layer's latent cache: [1, S, width]."""
 
     name: str  # "cache", "cache_scales" or "cache_rope"
     dtype: Literal["float32", "float16", "uint8"]
@@ -42,11 +46,11 @@ class CachePart:
 
     def input(self, layer: int) -> str:
         """Name of the graph input that holds this part of the cache of ``layer``."""
-        return f"{self.name}.{layer}"
+        return state_input(self.name, layer)
 
     def output(self, layer: int) -> str:
         """Name of the graph output that aliases ``input(layer)``."""
-        return f"{self.name}_out.{layer}"
+        return state_output(self.name, layer)
 
 
 def cache_block_size(kv_lora_rank: int) -> int | None:
@@ -60,7 +64,7 @@ def cache_block_size(kv_lora_rank: int) -> int | None:
 def cache_parts(
     cache_type: CacheType, kv_lora_rank: int, qk_rope_head_dim: int
 ) -> tuple[CachePart, ...]:
-    """The tensors a cache of one layer is made of."""
+    """The tensors that the latent cache of one layer is made of."""
     width = kv_lora_rank + qk_rope_head_dim
     if cache_type == "float32":
         return (CachePart(name="cache", dtype="float32", width=width),)
@@ -76,5 +80,5 @@ def cache_parts(
 
 
 def graph_role(role: str, cache_type: CacheType) -> str:
-    """The role of the graph that has a cache of this type: decoder, decoder.int8, .."""
+    """The role of the graph whose latent caches have this type: decoder, decoder.int8, .."""
     return role if cache_type == "float32" else f"{role}.{cache_type}"

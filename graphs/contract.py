@@ -22,9 +22,11 @@ Graph inputs and outputs (float32 unless said otherwise):
     mtp.onnx      input_ids int64 [B,T], position_ids int64 [B,T], hidden [B,T,D], cache.0 [B,S,C+R]
                   -> hidden_out [B,T,D], cache_out.0 [B,S,C+R], expert_ids.0, expert_weights.0
 
-A cache input is the prefix of a buffer with room to grow: rows 0..S-T-1 hold earlier tokens, the
-graph writes rows S-T..S-1. Bind one buffer as ``cache.{l}`` and ``cache_out.{l}``: it is updated in
-place. Each row is the normalised latent (C values) followed by the rotated rope key (R values).
+A cache is the state of a layer with latent attention; graphs/layer_state.py says what holds for the
+state of any layer. A cache input is the prefix of a buffer with room to grow: rows 0..S-T-1 hold
+earlier tokens, the graph writes rows S-T..S-1. Bind one buffer as ``cache.{l}`` and
+``cache_out.{l}``: it is updated in place. Each row is the normalised latent (C values) followed by
+the rotated rope key (R values).
 
 decoder.float16.onnx, batch.float16.onnx and mtp.float16.onnx are the same graphs with float16
 caches. In decoder.int8.onnx, batch.int8.onnx and mtp.int8.onnx ``cache.{l}`` is uint8 [B,S,C], the

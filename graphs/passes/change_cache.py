@@ -1,4 +1,4 @@
-"""Give a finished graph caches of another type; weights and everything else stay."""
+"""Give a finished graph latent caches of another type; weights and everything else stay."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from shoal.graphs.cache_types import CachePart, CacheType, cache_block_size, cache_parts
 from shoal.graphs.contract import OP_DOMAIN
+from shoal.graphs.layer_state import layer_of_state
 
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -20,7 +21,7 @@ _INT8_SUFFIX = "Int8Cache"
 def change_cache(
     model: ir.Model, cache_type: CacheType, *, kv_lora_rank: int, qk_rope_head_dim: int
 ) -> None:
-    """Change the caches of ``model``, which are float32, in place.
+    """Change the latent caches of ``model``, which are float32, in place.
 
     Args:
         model: a decoder or mtp graph.
@@ -30,7 +31,7 @@ def change_cache(
     """
     parts = cache_parts(cache_type, kv_lora_rank, qk_rope_head_dim)
     nodes = [n for n in model.graph if n.domain == OP_DOMAIN and n.op_type in _ATTENTION]
-    for layer, node in enumerate(nodes):
+    for node in nodes:
         cache, cache_out = node.inputs[_CACHE_INPUT], node.outputs[1]
         assert cache is not None, "attention has a cache"
         _declare(cache, parts[0])
@@ -38,7 +39,7 @@ def change_cache(
         if len(parts) > 1:
             block_size = cache_block_size(kv_lora_rank)
             assert block_size is not None, "int8 caches have blocks"
-            _add_parts(model.graph, node, layer, parts[1:], block_size)
+            _add_parts(model.graph, node, parts[1:], block_size)
 
 
 def _declare(value: ir.Value, part: CachePart) -> None:
@@ -47,11 +48,13 @@ def _declare(value: ir.Value, part: CachePart) -> None:
 
 
 def _add_parts(
-    graph: ir.Graph, node: ir.Node, layer: int, parts: tuple[CachePart, ...], block_size: int
+    graph: ir.Graph, node: ir.Node, parts: tuple[CachePart, ...], block_size: int
 ) -> None:
     """Replace an attention node by the one that takes the other parts of an int8 cache too."""
     cache = node.inputs[_CACHE_INPUT]
     assert cache is not None, "attention has a cache"
+    assert cache.name is not None, "graph inputs have names"
+    layer = layer_of_state(cache.name)
     added = [ir.Value(name=part.input(layer)) for part in parts]
     after = list(graph.inputs).index(cache) + 1
     for offset, value in enumerate(added):

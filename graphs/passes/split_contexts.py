@@ -1,8 +1,9 @@
 """Make a finished decoder graph read tokens of several contexts, each with caches of its own.
 
 Linear maps, experts, norms and routing take rows as they come, so they stay as they are and read
-their weights once for all contexts. Attention alone tells contexts apart: each of its nodes becomes
-one node for each slot, which gets the row and the cache of the context in that slot.
+their weights once for all contexts. What has a state tells contexts apart, and that is attention
+alone: each of its nodes becomes one node for each slot, which gets the row and the cache of the
+context in that slot.
 
 LongRoPE takes other frequencies once a step goes beyond the original context. That is for each
 context to decide, so the largest position of the step becomes the position of each row.
@@ -54,7 +55,7 @@ def _decide_by_row(graph: ir.Graph, node: ir.Node) -> None:
 
 def _split_attention(graph: ir.Graph, node: ir.Node, slot_rows: ir.Value, num_slots: int) -> None:
     y = node.outputs[0]
-    caches = [v for v in node.inputs if v is not None and v in graph.inputs]
+    caches = [v for v in node.inputs[_ROW_INPUTS:] if v is not None and v in graph.inputs]
     splits = [
         _along_tokens("Split", [value, slot_rows], num_slots, f"{y.name}/rows.{index}")
         for index, value in enumerate(node.inputs[:_ROW_INPUTS])
