@@ -1,18 +1,21 @@
-"""``shoal bench --batch``: what reading several contexts in one step brings."""
+"""What decoding several contexts in one step brings."""
 
 from __future__ import annotations
 
 import functools
 
-from shoal.runtime.bench.timing import median_s, random_ids
-from shoal.runtime.console.report import progress_line, write_grid, write_lines
+from shoal.runtime.bench.timing import Say, median_s, random_ids, say_nothing
 from shoal.runtime.engine.context import Context
 from shoal.runtime.model import Model
-from shoal.runtime.units import format_rate
 
 
 def measure_batch(
-    model: Model, sizes: tuple[int, ...], depth: int, new_tokens: int, repeats: int
+    model: Model,
+    sizes: tuple[int, ...],
+    depth: int,
+    new_tokens: int,
+    repeats: int,
+    say: Say = say_nothing,
 ) -> list[dict[str, float]]:
     """Speed of decoding several contexts in one step, and of decoding them in turn.
 
@@ -22,6 +25,7 @@ def measure_batch(
         depth: tokens in each context before the first decoded one.
         new_tokens: tokens decoded into each context per measurement.
         repeats: measurements, after a warm-up.
+        say: told what is measured next.
 
     Returns:
         For each size: contexts, depth, median milliseconds of a step, tokens per second of all
@@ -29,7 +33,7 @@ def measure_batch(
     """
     rows = []
     for size in sizes:
-        progress_line(f"bench: {size} contexts in one step")
+        say(f"{size} contexts in one step")
         ids = random_ids(model, depth + size * new_tokens)
         start = model.new_context()
         if depth:
@@ -70,22 +74,3 @@ def _decode_apart(
     for tokens in steps:
         for context, token in zip(contexts, tokens, strict=True):
             context.decode(token)
-
-
-def write_batch(rows: list[dict[str, float]]) -> None:
-    """Print what ``measure_batch`` found."""
-    write_lines([""])
-    write_grid(
-        f"Several contexts in one step ({rows[0]['depth']} tokens in each)",
-        ("contexts", "ms per step", "tokens/s", "one by one", "gain"),
-        [
-            (
-                str(row["contexts"]),
-                format_rate(row["ms_per_step"]),
-                format_rate(row["tokens_per_s"]),
-                format_rate(row["apart_tokens_per_s"]),
-                f"{row['tokens_per_s'] / row['apart_tokens_per_s']:.2f}",
-            )
-            for row in rows
-        ],
-    )

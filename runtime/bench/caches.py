@@ -1,4 +1,4 @@
-"""``shoal bench --cache-kl``: what each type of latent cache costs in accuracy.
+"""What each type of latent cache costs in accuracy.
 
 The shipped text is read with caches of each type. At each depth the same tokens follow, and the
 predictions for them are compared with those over a float32 cache.
@@ -14,15 +14,14 @@ import numpy.typing as npt
 from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 from shoal.graphs.errors import InputError
 from shoal.graphs.fidelity import shipped_text
-from shoal.runtime.console.report import progress_line, write_grid, write_lines
+from shoal.runtime.bench.timing import Say, say_nothing
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.units import format_bytes
 
 SCORED_TOKENS = 128  # at each depth
 
 
 def measure_cache_types(
-    model: Model, depths: tuple[int, ...], options: dict[str, Any]
+    model: Model, depths: tuple[int, ...], options: dict[str, Any], say: Say = say_nothing
 ) -> list[dict[str, Any]]:
     """KL divergence from a float32 cache, by type and depth.
 
@@ -30,10 +29,11 @@ def measure_cache_types(
         model: an open bundle with a tokenizer.
         depths: tokens in the cache before the ones that are compared.
         options: those of ``open_bundle`` it was opened with.
+        say: told what is measured next.
 
     Returns:
         For each type but float32 and each depth: cache, cache_token_bytes, depth, kl_mean and
-        kl_median (nats), same_likeliest (share of the tokens).
+        kl_median (nats), same_top (share of the tokens).
 
     Raises:
         InputError: the text is too short, or the bundle has no tokenizer.
@@ -44,7 +44,7 @@ def measure_cache_types(
     for cache in CACHE_TYPES:
         if graph_role("decoder", cache) not in model.manifest.graphs:
             continue
-        progress_line(f"bench: {cache} cache")
+        say(f"{cache} cache")
         opened = open_bundle(model.bundle.folder, **{**options, "cache": cache})
         found = [_log_probabilities(opened, ids, depth) for depth in depths]
         if cache == "float32":
@@ -85,25 +85,5 @@ def _compare(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) 
     return {
         "kl_mean": float(divergences.mean()),
         "kl_median": float(np.median(divergences)),
-        "same_likeliest": float(same.mean()),
+        "same_top": float(same.mean()),
     }
-
-
-def write_cache_types(rows: list[dict[str, Any]]) -> None:
-    """Print what ``measure_cache_types`` found."""
-    write_lines([""])
-    write_grid(
-        f"Cache types against float32 ({SCORED_TOKENS} tokens at each depth)",
-        ("cache", "per token", "depth", "mean KL", "median KL", "same likeliest"),
-        [
-            (
-                row["cache"],
-                format_bytes(row["cache_token_bytes"]),
-                str(row["depth"]),
-                f"{row['kl_mean']:.1e}",
-                f"{row['kl_median']:.1e}",
-                f"{row['same_likeliest']:.1%}",
-            )
-            for row in rows
-        ],
-    )

@@ -1,4 +1,4 @@
-"""``shoal bench --speculate``: what drafting brings on this machine, and why.
+"""What drafting brings on this machine, and why.
 
 Text comes from the model itself: it continues a prompt greedily, and that is decoded again with
 drafts. Times of different forms are taken in turns and compared pair by pair, so that a machine
@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shoal.runtime.console.report import progress_line, write_grid, write_lines
+from shoal.runtime.bench.timing import Say, say_nothing
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.units import format_rate
 
 PROMPT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
@@ -37,7 +36,11 @@ _SEED = 20
 
 
 def measure_speculation(
-    model: Model, new_tokens: int, repeats: int, options: dict[str, Any]
+    model: Model,
+    new_tokens: int,
+    repeats: int,
+    options: dict[str, Any],
+    say: Say = say_nothing,
 ) -> dict[str, Any]:
     """Acceptance, cost of steps of several tokens, and what comes of both.
 
@@ -46,6 +49,7 @@ def measure_speculation(
         new_tokens: tokens decoded per measurement.
         repeats: measurements per figure; medians count.
         options: those of ``open_bundle`` it was opened with.
+        say: told what is measured next.
 
     Returns:
         JSON-ready: ``steps`` (for each number of tokens k its cost relative to one and the
@@ -57,7 +61,7 @@ def measure_speculation(
     """
     ids = prompt_ids(model)
     text = [*ids, *model.generate(ids, max_new_tokens=new_tokens, stop_tokens=())]
-    progress_line("bench: steps of several tokens")
+    say("steps of several tokens")
     steps = _measure_steps(model, text, len(ids), repeats)
 
     def open_again() -> Model:
@@ -65,10 +69,10 @@ def measure_speculation(
 
     rows = []
     for draft in DRAFTS:
-        progress_line(f"bench: {new_tokens} tokens with draft {draft}")
+        say(f"{new_tokens} tokens with draft {draft}")
         row = _measure_draft(lambda: model, ids, draft, new_tokens, repeats)
         rows.append({"draft": draft, "first_text": False, **row})
-    progress_line(f"bench: {new_tokens} tokens with draft auto, opened anew")
+    say(f"{new_tokens} tokens with draft auto, opened anew")
     row = _measure_draft(open_again, ids, "auto", new_tokens, repeats)
     rows.append({"draft": "auto", "first_text": True, **row})
     return {
@@ -195,41 +199,3 @@ def _seconds(action: Callable[[], object]) -> float:
     started_s = time.perf_counter()
     action()
     return time.perf_counter() - started_s
-
-
-def write_speculation(report: dict[str, Any]) -> None:
-    """Print what ``measure_speculation`` found."""
-    write_lines([""])
-    write_grid(
-        "Steps of several tokens (relative to one, taken in turns)",
-        ("tokens", "ms", "cost", "experts"),
-        [
-            (
-                str(row["tokens"]),
-                format_rate(row["ms"]),
-                f"{row['cost']:.2f}",
-                f"{row['experts']:.2f}",
-            )
-            for row in report["steps"]
-        ],
-    )
-    write_lines([""])
-    write_grid(
-        f"Drafts ({report['new_tokens']} greedy tokens after {report['prompt_tokens']}, against "
-        "plain decoding in turns)",
-        ("draft", "accepted by position", "tokens per step", "break-even", "speed-up"),
-        [
-            (
-                f"{row['draft']}, first text" if row["first_text"] else str(row["draft"]),
-                " ".join(f"{share:.0%}" for share in row["acceptance"]) or "-",
-                f"{row['tokens_per_step']:.2f}",
-                f"{row['break_even_tokens_per_step']:.2f}",
-                f"{row['speed_up']:.2f}x",
-            )
-            for row in report["drafts"]
-        ],
-    )
-    if not report["is_possible"]:
-        write_lines(
-            ["Nothing was drafted: the kernels in use round steps of several tokens otherwise"]
-        )

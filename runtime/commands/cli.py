@@ -33,7 +33,7 @@ COMMANDS = {
     "verify": ("shoal.runtime.commands.verify_command", "verify_command"),
     "inspect": ("shoal.runtime.commands.inspect_command", "inspect_command"),
     "eval": ("shoal.runtime.commands.eval_command", "eval_command"),
-    "bench": ("shoal.runtime.bench.speed", "bench_command"),
+    "bench": ("shoal.runtime.commands.bench_command", "bench_command"),
     "pack": ("shoal.runtime.commands.pack_command", "pack_command"),
     "unpack": ("shoal.runtime.commands.pack_command", "unpack_command"),
     "doctor": ("shoal.runtime.commands.doctor_command", "doctor_command"),

@@ -10,8 +10,7 @@ from tests.small_model import SMALL_MODEL
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo
-from shoal.runtime.bench import speed as bench
-from shoal.runtime.commands import run_command
+from shoal.runtime.commands import bench_command, run_command
 
 HEAD = TensorInfo(dtype="uint8", shape=(2_000_000,), offset=0, size=2_000_000)
 LIMIT = SMALL_MODEL.max_position_embeddings
@@ -140,6 +139,6 @@ def chat_model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, model: FakeModel) -> FakeModel:
-    for module in (run_command, bench):
+    for module in (run_command, bench_command):
         monkeypatch.setattr(module, "open_bundle", lambda *args, **kwargs: model)
     return model

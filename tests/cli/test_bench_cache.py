@@ -17,7 +17,7 @@ def test_types_are_compared_at_each_depth(
     rows = json.loads(capsys.readouterr().out)["cache_kl"]
     kinds = [(row["cache"], row["depth"], row["cache_token_bytes"]) for row in rows]
     assert kinds == [(c, d, b) for c, b in (("float16", 1600), ("int8", 1000)) for d in (0, 100)]
-    assert all(0 < row["kl_median"] < 1e-4 and row["same_likeliest"] > 0.9 for row in rows)
+    assert all(0 < row["kl_median"] < 1e-4 and row["same_top"] > 0.9 for row in rows)
     assert rows[0]["kl_median"] < rows[2]["kl_median"] / 10
     assert main(["bench", str(fp32_bundle), "--depths", "0", *ARGV]) == 0
     assert "Cache types against float32 (128 tokens at each depth)" in capsys.readouterr().out

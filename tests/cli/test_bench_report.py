@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shoal.runtime.bench.board_report import TABLE_HEADINGS, summary
 from shoal.runtime.bundle import Bundle
+from shoal.runtime.commands.board_row import TABLE_HEADINGS, summary
 from shoal.runtime.commands.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
