@@ -13,7 +13,7 @@ import pytest
 
 from shoal.graphs.errors import BundleError
 from shoal.runtime import extras
-from shoal.runtime.commands import cli, options, options_eval
+from shoal.runtime.commands import cli, options
 from shoal.runtime.commands.cli_page import cli_page, option_names, verbs_of
 
 ROOT = Path(__file__).parents[1]
@@ -284,9 +284,3 @@ def test_warnings_of_shoal_are_one_line_and_others_are_quiet(
     monkeypatch.setattr(cli, "find_command", lambda args: command)
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().err == "warning: from shoal.export.checkpoint.tensor_names\n"
-
-
-def test_default_shown_for_eval_is_the_evaluations() -> None:
-    from shoal.runtime.evaluation import evaluate
-
-    assert options_eval.DEFAULT_EVAL_WINDOW == evaluate.DEFAULT_WINDOW

@@ -55,7 +55,7 @@ def _options(parser: argparse.ArgumentParser) -> str:
         if isinstance(action, argparse._SubParsersAction):
             rows += [f"| `{name}` | {_help_of(action, name)} |" for name in action.choices]
         else:
-            rows.append(f"| `{_spelling(action)}` | {_one_line(action.help)} |")
+            rows.append(f"| `{_in_cell(_spelling(action))}` | {_in_cell(action.help)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -65,15 +65,16 @@ def _spelling(action: argparse.Action) -> str:
     name = ", ".join(action.option_strings)
     if action.nargs == 0:
         return name
-    value = action.metavar or "\\|".join(map(str, action.choices or ()))
+    value = action.metavar or "|".join(map(str, action.choices or ()))
     return f"{name} {value}" + (" ..." if action.nargs == "+" else "")
 
 
 def _help_of(action: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> str:
-    return next(_one_line(row.help) for row in action._choices_actions if row.dest == name)
+    return next(_in_cell(row.help) for row in action._choices_actions if row.dest == name)
 
 
-def _one_line(text: str | None) -> str:
+def _in_cell(text: str | None) -> str:
+    """Text as a cell of a Markdown table holds it."""
     return " ".join((text or "").split()).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""The options of ``shoal eval``; part of options.py."""
+"""The options of ``shoal eval``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 
 from shoal.runtime.commands.option_types import non_negative_int, positive_int
-
-DEFAULT_EVAL_WINDOW = 512  # also the evaluation's own; a test compares them
+from shoal.runtime.commands.options_common import add_machine_options
+from shoal.runtime.evaluation.defaults import DEFAULT_WINDOW
 
 
 def add_eval_options(verb: argparse.ArgumentParser) -> None:
-    """Everything but the options of the machine."""
+    """Set what ``shoal eval`` takes."""
     verb.description = (
-        "Let models read the same texts and answer the same tasks: perplexity, bits per byte, "
-        "accuracy and, against a reference, KL divergence and agreement on tokens and experts, "
-        "with 95 % intervals. A model is a bundle or, with the export extra, a checkpoint folder, "
-        "which is read in float32. All are open at once; models that do not fit in memory together "
-        "are measured one by one against a stored reference."
+        "Run models on the same texts and tasks and measure perplexity, bits per byte, accuracy "
+        "and, against a reference, KL divergence and agreement on tokens and experts, with 95 % "
+        "confidence intervals. A model is a bundle or, with the export extra, a checkpoint, which "
+        "is read in float32. All models are open at once; models that do not fit in memory "
+        "together can be measured one by one against a stored reference."
     )
     verb.epilog = (
         "examples:\n"
@@ -40,12 +40,12 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--window",
         type=positive_int,
-        default=DEFAULT_EVAL_WINDOW,
+        default=DEFAULT_WINDOW,
         metavar="N",
-        help=f"tokens read at once, from an empty context (default: {DEFAULT_EVAL_WINDOW})",
+        help=f"tokens of each window, read from an empty context (default: {DEFAULT_WINDOW})",
     )
     verb.add_argument(
-        "--tokens", type=positive_int, metavar="N", help="take N tokens of text at most"
+        "--tokens", type=positive_int, metavar="N", help="use at most N tokens of text"
     )
     verb.add_argument(
         "--reference",
@@ -74,8 +74,10 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="compare N greedy tokens after the beginnings of 8 windows (default: 0, none)",
+        help="compare N greedily decoded tokens after the beginnings of 8 windows (default: 0, "
+        "none)",
     )
     verb.add_argument(
         "--html", metavar="FILE", type=Path, help="also write a page with tables and plots"
     )
+    add_machine_options(verb)

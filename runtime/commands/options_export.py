@@ -1,4 +1,4 @@
-"""The options of ``shoal export`` and of the Hugging Face Hub; part of options.py."""
+"""The options of ``shoal export``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
 from shoal.runtime.commands.option_types import positive_int
+from shoal.runtime.commands.options_common import add_hub_options
 
 
 def add_export_options(verb: argparse.ArgumentParser) -> None:
     """Set what ``shoal export`` takes."""
     verb.description = (
-        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files), or fetch one "
-        "from the Hugging Face Hub, and write a bundle: a folder that runs with nothing but "
-        "`pip install shoal`. Weights are streamed, so a model larger than memory can be "
-        "exported. The bundle appears only when it is complete and checked. Needs the export "
+        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files) or a GGUF file, "
+        "or fetch a folder from the Hugging Face Hub, and write a bundle: a folder that runs with "
+        "nothing but `pip install shoal`. Weights are streamed, so a model larger than memory can "
+        "be exported. The bundle appears only when it is complete and checked. Needs the export "
         "extra: pip install 'shoal[export]'."
     )
     verb.epilog = (
@@ -39,7 +40,7 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         "--weights",
         choices=WEIGHT_CHOICES,
         default=DEFAULT_RECIPE,
-        help="recipe to store weights by: "
+        help="recipe that says how weights are stored: "
         + "; ".join(f"{recipe.name}, {recipe.meaning}" for recipe in RECIPES.values())
         + f"; {FLOAT32}, for debugging (default: {DEFAULT_RECIPE})",
     )
@@ -48,27 +49,28 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         type=int,
         choices=BLOCK_SIZES,
         metavar="N",
-        help="8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller is more exact "
-        "and takes more room (default: the recipe's)",
+        help="number of 8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller blocks "
+        "are more exact and take more room (default: the recipe's)",
     )
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(
         "--resume",
         action="store_true",
-        help="continue an export that was stopped, from its last complete layer, and keep what is "
-        "written when this one is stopped",
+        help="continue a stopped export from its last complete layer; if this one is stopped, keep "
+        "what it has written",
     )
     verb.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the checkpoint and say what would be written and what it will need; "
-        "writes nothing",
+        help="check the checkpoint and say what would be written and what running it will need; "
+        "write nothing",
     )
     verb.add_argument(
         "--fidelity-text",
         metavar="FILE",
         type=Path,
-        help="text on which int8 is compared with float32 (default: a text that comes with shoal)",
+        help="text on which the bundle is compared with the float32 model (default: a text that "
+        "comes with shoal)",
     )
     verb.add_argument(
         "--fidelity-tokens",
@@ -81,8 +83,9 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         "--calibrate",
         metavar="FILE",
         type=Path,
-        help="text for whose sake 4-bit weights are rounded, of the kind the model is for: about a "
-        "quarter to a third less divergence (--weights int4-experts)",
+        help="round 4-bit weights so that errors are small on this text, which should be like what "
+        "the model will be used on: divergence falls by a quarter to a third (--weights "
+        "int4-experts)",
     )
     verb.add_argument(
         "--calibrate-tokens",
@@ -94,19 +97,6 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--no-fidelity",
         action="store_true",
-        help="skip the comparison: faster, but nobody knows what int8 cost",
+        help="skip the comparison: faster, but the accuracy loss is not measured",
     )
     add_hub_options(verb)
-
-
-def add_hub_options(verb: argparse.ArgumentParser) -> None:
-    """Add what fetching a checkpoint from the hub takes."""
-    group = verb.add_argument_group("Hugging Face Hub")
-    group.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
-    )
-    group.add_argument(
-        "--token",
-        metavar="TEXT",
-        help="of an account, for models that are not public (default: HF_TOKEN or a login)",
-    )

@@ -1,4 +1,4 @@
-"""The options of ``shoal pack`` and ``shoal unpack``; part of options.py."""
+"""The options of ``shoal pack`` and ``shoal unpack``."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import re
 import sys
 from pathlib import Path
 
+from shoal.runtime.commands.options_common import add_bundle
 from shoal.runtime.packing.device_wheels import MACHINES
 
 
 def add_pack_options(verb: argparse.ArgumentParser) -> None:
     """Set what ``shoal pack`` takes."""
     verb.description = (
-        "Put a bundle into one file to copy to a device, checked on the way and checksummed. With "
-        "--wheels the Python packages of a folder go in too, and with --fetch pip downloads those "
-        "shoal needs on that kind of machine, so that a device without internet can install them: "
-        "the file is a tar archive. docs/deploy-arm.md shows the steps."
+        "Put a bundle into one file, a tar archive with checksums, to copy to a device. Every byte "
+        "is checked on the way. With --wheels the Python packages of a folder go in too, and with "
+        "--fetch pip downloads those that shoal needs on that kind of machine, so that a device "
+        "without internet can install them. docs/deploy-arm.md shows the steps."
     )
     verb.epilog = (
         "examples:\n"
         "  shoal pack build/tiny tiny.pack\n"
         "  shoal pack build/tiny tiny.pack --wheels dist --fetch aarch64 --python 3.11"
     )
-    verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="bundle folder")
+    add_bundle(verb)
     verb.add_argument("file", metavar="FILE", type=Path, help="file to make")
     verb.add_argument(
         "--wheels",
         metavar="DIR",
         type=Path,
-        help="put the wheels of this folder in; shoal's own must be there (make wheels)",
+        help="add the wheels of this folder; shoal's own must be among them (make wheels)",
     )
     verb.add_argument(
         "--fetch",
         choices=MACHINES,
-        help="of that folder take shoal's own wheel only, and let pip download what it needs on "
+        help="take only shoal's own wheel from that folder, and let pip download what it needs on "
         "such a machine: aarch64 or x86_64",
     )
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -51,8 +52,8 @@ def add_unpack_options(verb: argparse.ArgumentParser) -> None:
     """Set what ``shoal unpack`` takes."""
     verb.description = (
         "Make a bundle folder of a file that `shoal pack` made. Every byte is checked; the folder "
-        "appears when all are right. What was stopped goes on where it was when the same command "
-        "is run again. Wheels in the file are checked but left there: tar xf FILE wheels."
+        "appears when all are right. If it is stopped, the same command continues where it was. "
+        "Wheels in the file are checked but stay there; `tar xf FILE wheels` takes them out."
     )
     verb.epilog = "example:\n  shoal unpack tiny.pack tiny"
     verb.add_argument("file", metavar="FILE", type=Path, help="file that `shoal pack` made")

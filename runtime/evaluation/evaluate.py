@@ -24,6 +24,7 @@ from shoal.runtime.evaluation.choices import (
     task_score,
 )
 from shoal.runtime.evaluation.contest import Contest, ModelOrPath, open_contest
+from shoal.runtime.evaluation.defaults import DEFAULT_WINDOW
 from shoal.runtime.evaluation.generation import (
     Continuation,
     generation_score,
@@ -36,8 +37,6 @@ from shoal.runtime.evaluation.results import Evaluation, GenerationScore, ModelR
 from shoal.runtime.evaluation.subjects import config_sha256
 from shoal.runtime.evaluation.window_pass import WindowPass
 from shoal.runtime.evaluation.windows import Windows, cut_windows
-
-DEFAULT_WINDOW = 512
 
 Progress = Callable[[int, int, str], None]
 """Called with tokens read, tokens in all, and what is being done."""

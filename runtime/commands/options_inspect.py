@@ -1,0 +1,22 @@
+"""The options of ``shoal inspect``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_inspect_options(verb: argparse.ArgumentParser) -> None:
+    """Set what ``shoal inspect`` takes."""
+    verb.description = (
+        "Read the manifest of a bundle, or config.json and the tensor headers of a checkpoint, "
+        "and say how many parameters the model has and uses, how many bytes a token reads, and "
+        "how much memory it needs. A checkpoint needs the export extra."
+    )
+    verb.epilog = "example:\n  shoal inspect build/tiny --json"
+    verb.add_argument(
+        "path",
+        metavar="BUNDLE|CHECKPOINT",
+        type=Path,
+        help="bundle or checkpoint: a folder or .gguf file",
+    )
