@@ -74,6 +74,11 @@ class Manifest:
     formats: dict[str, WeightFormat] = field(default_factory=dict)  # by kind of weight
     notes: tuple[str, ...] = field(default=())  # what the exporter wants the user to know
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are stored in 8 or 4 bits; else all are float32."""
+        return bool(self.formats)
+
     def to_json(self) -> str:
         """The manifest as JSON text, with its own checksum as the last key."""
         content = asdict(self)

@@ -13,7 +13,7 @@ from typing import Any
 
 from shoal.graphs.errors import ShoalError
 from shoal.graphs.manifest import Manifest
-from shoal.graphs.recipes import DEFAULT_RECIPE, FLOAT32
+from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.console.report import write_grid, write_json, write_lines, write_pairs
 from shoal.runtime.engine.fit import SMALLEST_CONTEXT, find_room
@@ -60,14 +60,15 @@ def doctor_report(folder: Path | None) -> dict[str, Any]:
         "memory": asdict(memory) if memory else None,
         "bundle": None,
     }
-    weights = DEFAULT_RECIPE
+    formats = RECIPES[DEFAULT_RECIPE].formats
     if folder is not None and not errors:
         try:
-            report["bundle"] = check_bundle(folder, slow)
-            weights = report["bundle"]["weights"]
+            manifest = Bundle.open(folder).manifest
+            report["bundle"] = check_bundle(folder, manifest, slow)
+            formats = manifest.formats
         except ShoalError as error:
             errors.append(str(error))
-    ops = [asdict(form) for form in op_forms(weights, cpu, library)]
+    ops = [asdict(form) for form in op_forms(formats, cpu, library)]
     return report | {"ops": ops, "errors": errors, "warnings": slow, "ok": not errors}
 
 
@@ -121,17 +122,17 @@ def machine_warnings(cpu: Cpu, *, has_native: bool) -> list[str]:
     return slow
 
 
-def check_bundle(folder: Path, found_warnings: list[str]) -> dict[str, Any]:
+def check_bundle(folder: Path, manifest: Manifest, found_warnings: list[str]) -> dict[str, Any]:
     """Say what each form of a bundle takes here, and open it as ``shoal run`` would.
 
     Args:
         folder: the bundle.
+        manifest: its manifest.
         found_warnings: receives what makes it slow here.
 
     Raises:
         ShoalError: the bundle does not open or does not fit.
     """
-    manifest = Bundle.open(folder).manifest
     report = {
         "path": str(folder),
         "weights": manifest.weights,
@@ -150,7 +151,7 @@ def check_bundle(folder: Path, found_warnings: list[str]) -> dict[str, Any]:
 
 def _forms(manifest: Manifest) -> list[Form]:
     """The forms that can run here, the one that is taken first."""
-    has_native = manifest.weights != FLOAT32 and isinstance(find_library(), KernelLibrary)
+    has_native = manifest.is_quantized and isinstance(find_library(), KernelLibrary)
     return ["native", "portable"] if has_native else ["portable"]
 
 

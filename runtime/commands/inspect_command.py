@@ -15,7 +15,7 @@ from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest
-from shoal.graphs.recipes import FLOAT32, WeightFormat
+from shoal.graphs.recipes import WeightFormat
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.inspect_checkpoint import inspect_checkpoint
 from shoal.runtime.console.record_rows import experts_text, fidelity_rows, format_rows
@@ -104,11 +104,9 @@ def memory_rows(manifest: Manifest) -> list[dict[str, int]]:
 
     Returns:
         For each length: tokens, bytes of a float32 cache, and bytes in all with portable and, for
-        int8 weights, with native kernels, which leave the weights in the mapped file.
+        quantized weights, with native kernels, which leave the weights in the mapped file.
     """
-    forms: tuple[Form, ...] = (
-        ("portable",) if manifest.weights == FLOAT32 else ("native", "portable")
-    )
+    forms: tuple[Form, ...] = ("native", "portable") if manifest.is_quantized else ("portable",)
     needs = [bundle_need(manifest, form) for form in forms]
     return [
         {"context_tokens": tokens, "cache_bytes": needs[0].cache_bytes(tokens)}

@@ -16,7 +16,7 @@ def write_opened(model: Model, load_s: float) -> None:
     """Say what runs: kernels, threads, cache, load time and memory."""
     manifest, cpu = model.manifest, read_cpu()
     library = find_library() if model.kernels == "native" else "portable kernels"
-    forms = op_forms(manifest.weights, cpu, library)
+    forms = op_forms(manifest.formats, cpu, library)
     native = [form.op for form in forms if form.form == "native"]
     portable = [form.op for form in forms if form.form == "portable"]
     progress_line(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS
+from shoal.graphs.recipes import WeightFormat
 from shoal.runtime.kernels.library import KernelLibrary
 from shoal.runtime.machine.processor import Cpu
 
@@ -39,16 +40,19 @@ class OpForm:
     why: str
 
 
-def op_forms(weights: str, cpu: Cpu, library: KernelLibrary | str) -> list[OpForm]:
+def op_forms(
+    formats: Mapping[str, WeightFormat], cpu: Cpu, library: KernelLibrary | str
+) -> list[OpForm]:
     """The forms of all ops of a bundle.
 
     Args:
-        weights: its recipe.
+        formats: ``Manifest.formats``: how each kind of weight is stored; empty for float32.
         cpu: decides which instructions onnxruntime's own 8-bit products use.
         library: the native kernels, or why there are none.
     """
-    bodies = _FLOAT32 if weights == FLOAT32 else _INT8
-    other_experts = "SparseExperts" if weights == INT4_EXPERTS else "Int4SparseExperts"
+    bodies = _INT8 if formats else _FLOAT32
+    has_int4_experts = "experts" in formats and formats["experts"].bits == 4
+    other_experts = "SparseExperts" if has_int4_experts else "Int4SparseExperts"
     return [_form(op, body, cpu, library) for op, body in bodies.items() if op != other_experts]
 
 

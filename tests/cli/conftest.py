@@ -10,6 +10,7 @@ from tests.small_model import SMALL_MODEL
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import FileInfo, Manifest, TensorInfo
+from shoal.graphs.recipes import RECIPES
 from shoal.runtime.commands import bench_command, run_command
 
 HEAD = TensorInfo(dtype="uint8", shape=(2_000_000,), offset=0, size=2_000_000)
@@ -26,6 +27,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
         "tensors": {"lm_head.weight": HEAD},
         "token_read_bytes": 520_000,
         "config": {},
+        "formats": dict(RECIPES["int8"].formats),
         "notes": ("only the first MTP module was exported",),
     }
     return Manifest(**(fields | changes))

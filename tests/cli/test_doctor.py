@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shoal.graphs.ops.table import OPS
-from shoal.graphs.recipes import WEIGHT_CHOICES
+from shoal.graphs.recipes import RECIPES, WeightFormat
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands import doctor_command as doctor
 from shoal.runtime.commands.cli import main
@@ -142,18 +142,34 @@ def test_int8_instructions_are_named(cpu: Cpu, name: str) -> None:
 
 
 def test_without_kernels_every_form_is_portable_and_says_why() -> None:
-    forms = op_forms("int8", PC, "no native kernels installed")
+    forms = op_forms(RECIPES["int8"].formats, PC, "no native kernels installed")
     assert {form.form for form in forms} == {"portable"}
     assert {form.why for form in forms} == {"no native kernels installed"}
 
 
 def test_with_kernels_only_the_ops_they_offer_are_native() -> None:
     library = KernelLibrary(path=Path("k.so"), ops=("Linear",), isa="avx2", isas=("avx2",))
-    forms = {form.op: form for form in op_forms("int8", PC, library)}
+    forms = {form.op: form for form in op_forms(RECIPES["int8"].formats, PC, library)}
     assert (forms["Linear"].form, forms["Linear"].implementation) == ("native", "avx2")
     assert forms["Route"].form == "portable"
 
 
 def test_forms_cover_the_op_set() -> None:
-    shown = {form.op for weights in WEIGHT_CHOICES for form in op_forms(weights, PC, "none")}
+    stored = [recipe.formats for recipe in RECIPES.values()] + [{}]  # {}: float32
+    shown = {form.op for formats in stored for form in op_forms(formats, PC, "none")}
     assert shown == set(OPS) - {"DequantizeBlocks", "UnpackNibbles"}  # inside other ops
+
+
+def test_ops_follow_the_formats_of_the_manifest_whatever_the_recipe_is_called(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Bundle.open(int8_bundle)
+    int4 = {"experts": WeightFormat(bits=4, block_size=32)}
+    for formats, op in ((int4, "Int4SparseExperts"), ({}, "FloatSparseExperts")):
+        manifest = replace(found.manifest, weights="int8", formats=formats)
+        monkeypatch.setattr(Bundle, "open", lambda path, m=manifest: replace(found, manifest=m))
+        monkeypatch.setattr(doctor, "check_bundle", lambda *args: {})
+        report = doctor.doctor_report(int8_bundle)
+        assert op in {form["op"] for form in report["ops"]}
+        main(["inspect", str(int8_bundle)])
+        assert ("native kernels" in capsys.readouterr().out) is bool(formats)
