@@ -82,5 +82,5 @@ def expert_weights_output(layer: int) -> str:
 
 
 def in_slot(name: str, slot: int) -> str:
-    """Name of a cache of the decoder graph in one slot of a batch graph."""
+    """Name of a layer's state, as the decoder graph has it, in one slot of a batch graph."""
     return f"{name}.{slot}"

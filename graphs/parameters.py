@@ -159,11 +159,6 @@ class Parameter:
         return replace(self, is_scales=True)
 
     @property
-    def weight(self) -> Parameter:
-        """The parameter itself, when this is its scales."""
-        return replace(self, is_scales=False) if self.is_scales else self
-
-    @property
     def kind(self) -> str | None:
         """What recipes choose the format by; None for what stays float32."""
         return self.place.parts[self.part]
