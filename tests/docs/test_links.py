@@ -82,3 +82,18 @@ def test_paths_and_links_are_told_from_other_text() -> None:
     ]
     assert NAMED_PATH.findall("/opt/docs/cli.md https://example.org/docs/cli.md") == []
     assert LINK.findall("[a](b.md#c) [d](e.md)") == ["b.md#c", "e.md"]
+
+
+def test_the_readme_links_every_page() -> None:
+    targets = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    linked = {target.partition("#")[0] for target in targets}
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert not wanted - linked
+
+
+def test_the_architecture_names_every_wing() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    wings = set(re.findall(r"^\| `([\w/]+)/` \|", page, re.MULTILINE))
+    packages = ("export", "graphs", "runtime")
+    inner = {path.parent for name in packages for path in (ROOT / name).glob("*/__init__.py")}
+    assert wings == {*packages, *(name_of(path) for path in inner)}
