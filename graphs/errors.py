@@ -2,7 +2,7 @@
 
     ShoalError
     |-- ConfigError        config.json asks for something shoal does not support
-    |-- CheckpointError    a checkpoint folder is incomplete, damaged or not safetensors
+    |-- CheckpointError    a checkpoint is incomplete, damaged or in a format that is not read
     |-- ExportError        a bundle could not be written or verified
     |-- BundleError        a bundle folder is incomplete, damaged, too new or hostile
     |-- InputError         token ids, prompts, lengths or options out of range
@@ -21,7 +21,7 @@ class ConfigError(ShoalError):
 
 
 class CheckpointError(ShoalError):
-    """A checkpoint folder is incomplete, damaged or not in safetensors format."""
+    """A checkpoint is incomplete, damaged or in a format that shoal does not read."""
 
 
 class ExportError(ShoalError):

@@ -99,10 +99,9 @@ def dequantize_blocks(codes: Codes, scales: Floats) -> Floats:
 def quantize_nibbles(weight: Floats, block_size: int) -> tuple[Codes, Floats]:
     """Quantize to 4 bits, two neighbours in a byte, and one scale per block.
 
-    A nibble n stands for (16 n - 128) * scale, that is for n - 8 sixteenfold steps: -8..7. So
-    the side that has the value of largest size gets the side that has a code more, by the sign of
-    the scale, and the scale is the one of several below and above that value that loses least, by
-    the sum of squared errors.
+    A nibble n stands for (16 n - 128) * scale, that is for n - 8 steps of 16 * scale: -8..7. The
+    scale has the sign that lets the value of largest size use the code -8, and is the one of
+    several candidates around that value with the smallest sum of squared errors.
 
     Args:
         weight: float32 [.., K].

@@ -77,7 +77,7 @@ are, which is closer to float32. At one position, after a restored context, up t
 
 CLEAR_MARGIN = 0.4
 """In logits: 0.18 was the largest difference of one between x86 and ARM in the int8 tiny model, so
-a token that leads by more than twice that is the likeliest on both."""
+a token that leads by more than twice that is the top-1 token on both."""
 
 INT4_MEAN_KL = 4e-3
 """Nats, of the tiny model whose routed experts have 4 bits; 1.7e-3 was measured."""

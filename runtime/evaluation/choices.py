@@ -1,4 +1,4 @@
-"""Multiple-choice tasks: which ending of a text does a model find likeliest?
+"""Multiple-choice tasks: which ending of a text does a model find most likely?
 
 Items are JSON lines in the format of HellaSwag: "endings", "label" (which is right, from 0;
 "expected_index" will do), and either "ctx" or "ctx_a" and "ctx_b"; "activity_label" goes in front
@@ -86,7 +86,7 @@ class ChoiceLog:
 
 
 def judge(task: ChoiceTask, scores: Sequence[Sequence[float]]) -> ChoiceLog:
-    """Compare the likeliest endings with the right ones.
+    """Compare the most likely endings with the right ones.
 
     Args:
         task: the items.

@@ -1,7 +1,7 @@
 """How long two models write the same: the reference's greedy continuation, checked by the other.
 
-A greedy model writes the reference's token as long as each of them is its own likeliest after those
-before, which one reading of prompt and continuation tells.
+A greedy model writes the reference's tokens as long as each of them is its own top-1 token after
+those before it. Reading prompt and continuation once shows that.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 TOP = 5
-"""How many of the likeliest tokens are compared, besides the very likeliest."""
+"""How many of the most likely tokens are compared, besides the top-1 token."""
 
 _SMALLEST = np.finfo(np.float64).tiny  # stands for a probability that is lost to rounding
 
@@ -27,7 +27,7 @@ class Rows(Protocol):
 
     @property
     def best_ids(self) -> IntArray:
-        """Ids of the likeliest tokens, [n, TOP], the likeliest first."""
+        """Ids of the most likely tokens, [n, TOP], the top-1 token first."""
 
     def divergences(self, log_probs_nW: DoubleArray) -> DoubleArray:
         """KL divergence of other distributions from these, in nats, [n]."""
@@ -38,8 +38,8 @@ class Comparison:
     """How n distributions differ from a reference's."""
 
     kl: DoubleArray  # [n], KL(reference || this) in nats
-    same_top: npt.NDArray[np.bool_]  # [n], whether both have the same likeliest token
-    shared_top: DoubleArray  # [n], share of the reference's TOP likeliest that are this one's too
+    same_top: npt.NDArray[np.bool_]  # [n], whether both have the same top-1 token
+    shared_top: DoubleArray  # [n], share of the reference's TOP tokens that are among this one's
 
 
 def log_softmax(logits: npt.NDArray[np.floating]) -> DoubleArray:
@@ -50,8 +50,8 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> DoubleArray:
     return shifted
 
 
-def likeliest(log_probs_nW: DoubleArray) -> IntArray:
-    """Ids of the TOP likeliest tokens, the likeliest first, int64 [n, TOP]."""
+def most_likely(log_probs_nW: DoubleArray) -> IntArray:
+    """Ids of the TOP most likely tokens, the top-1 token first, int64 [n, TOP]."""
     count = min(TOP, log_probs_nW.shape[-1])
     ids = np.argpartition(-log_probs_nW, count - 1, axis=-1)[:, :count]
     order = np.argsort(-np.take_along_axis(log_probs_nW, ids, axis=-1), axis=-1, kind="stable")
@@ -68,7 +68,7 @@ class WholeRows:
 
     def __init__(self, log_probs_nW: DoubleArray) -> None:
         self.log_probs = log_probs_nW
-        self.best_ids = likeliest(log_probs_nW)
+        self.best_ids = most_likely(log_probs_nW)
 
     def divergences(self, log_probs_nW: DoubleArray) -> DoubleArray:
         """KL(this || other) = sum p (ln p - ln q), [n]."""
@@ -78,7 +78,7 @@ class WholeRows:
 
 @dataclass(frozen=True, kw_only=True)
 class PartRows:
-    """Distributions of which only the likeliest tokens are known; the rest is one event.
+    """Distributions of which only the most likely tokens are known; the rest is one event.
 
     Taking many events for one never makes a divergence larger.
     """
@@ -103,7 +103,7 @@ class PartRows:
 
 def compare(reference: Rows, log_probs_nW: DoubleArray) -> Comparison:
     """Compare distributions with those of a reference."""
-    best = likeliest(log_probs_nW)
+    best = most_likely(log_probs_nW)
     shared = (reference.best_ids[:, :, None] == best[:, None, :]).any(axis=-1)
     return Comparison(
         kl=reference.divergences(log_probs_nW),

@@ -9,14 +9,14 @@
     windows    for each 4 bytes of length and a zlib stream of these arrays, little-endian:
                uint32 [T] counts of known tokens, float32 [T] probability of all others, float32 [T]
                log-probability of the token that follows (0 for the last), uint32 [T,5] ids of the
-               likeliest, uint16 [M,T,K] expert ids, uint32 [m] ids of known tokens by position,
+               top five, uint16 [M,T,K] expert ids, uint32 [m] ids of known tokens by position,
                rising, each less the one before, uint16 [m] their log-probabilities times -2048
     32 bytes   sha256 of everything before
 
-Known are the likeliest tokens that have at least 99.9 % of the probability, whatever their number.
-The error this makes: the rest counts as one event, which leaves out the part of a divergence that
-lies within that 0.1 % and so makes it smaller, never larger; rounding log-probabilities to 1/2048
-adds about 1e-8 nats. On tiny-v3 the mean divergence of int8 is 0.1 % smaller than without.
+Known tokens are the most likely ones that have at least 99.9 % of the probability, whatever their
+number. The error: the rest counts as one event, which leaves out the part of a divergence that lies
+within that 0.1 % and so makes it smaller, never larger; rounding log-probabilities to 1/2048 adds
+about 1e-8 nats. On tiny-v3 the mean divergence of int8 is 0.1 % smaller than without.
 
 M MoE layers   K num_experts_per_tok   T tokens of a window   m known tokens of a window
 """
@@ -113,7 +113,7 @@ def writing_reference(path: Path, header: ReferenceHeader) -> Iterator[Reference
 def likely_part(
     log_probs_nW: DoubleArray,
 ) -> tuple[IntArray, IntArray, DoubleArray, DoubleArray]:
-    """The likeliest tokens of each row that leave out no more than LARGEST_REST.
+    """The most likely tokens of each row that leave out no more than LARGEST_REST.
 
     Returns:
         How many each row has [n]; their ids, rising within a row, and log-probabilities [m]; the

@@ -17,7 +17,7 @@ class Estimate:
     """A figure and the interval that holds it with 95 % confidence."""
 
     value: float
-    low: float | None  # None with a single window or item, from which no interval can be told
+    low: float | None  # None with a single window or item, which has no interval
     high: float | None
 
 
@@ -31,8 +31,8 @@ class Agreement:
     kl_p999: float
     kl_max: float
     perplexity_ratio: Estimate  # this perplexity by the reference's
-    same_top: Estimate  # share of positions with the same likeliest token
-    shared_top: Estimate  # share of the reference's five likeliest that are among this model's five
+    same_top: Estimate  # share of positions with the same top-1 token
+    shared_top: Estimate  # share of the reference's top five that are in this model's top five
     same_experts: Estimate | None  # share of the reference's experts; None unless both have layers
     same_experts_by_layer: dict[int, float]  # by index of the decoder layer
     # Nats, of every position; not part of to_json.
@@ -51,7 +51,7 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationScore:
-    """How long the reference's greedy continuation is this model's too."""
+    """How far this model's greedy continuation is the reference's."""
 
     prompts: int
     tokens: int  # continuation of each prompt

@@ -38,7 +38,7 @@ class Answers:
     logits: Array  # float32 [T,W]
     experts: Array  # int64 [M,T,K], each token's in rising order
     greedy: Array  # int64: the tokens that follow
-    margins: Array  # float32: by how much each of them was the likeliest
+    margins: Array  # float32: by how much each of them led
     after: Array  # float32 [W]: logits after the saved context and one more token
 
     def save(self, path: Path) -> None:
@@ -75,7 +75,7 @@ def answer(model: Model, context_file: Path) -> Answers:
 
 
 def continue_greedily(context: Any, logits: Array) -> tuple[Array, Array]:
-    """The likeliest token each time, and how far the second likeliest was behind."""
+    """The top-1 token each time, and how far the second was behind."""
     tokens, margins = [], []
     for _ in range(NUM_NEW_TOKENS):
         second, first = np.sort(logits)[-2:]
