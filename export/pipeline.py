@@ -17,11 +17,12 @@ from torch import Tensor
 
 from shoal.export.bundle_manifest import build_manifest
 from shoal.export.fidelity.head_comparison import Fidelity
+from shoal.export.fidelity.measured_pass import move_and_measure
 from shoal.export.fidelity.text import TextChoice
 from shoal.export.peak_memory import peak_memory_bytes
 from shoal.export.plan import ExportModel, open_model, small_files, used_formats
 from shoal.export.tracing.assemble import Graphs
-from shoal.export.transfer import Transfer
+from shoal.export.transfer import Note, open_transfer
 from shoal.export.writing.folder import replaced_folder, writing
 from shoal.export.writing.journal import Journal, ResumePoint, fingerprint
 from shoal.export.writing.sinks import CompareSink, FileSink, Progress
@@ -154,7 +155,7 @@ def _write_files(
             )
 
     try:
-        measured = transfer_of(model, sink).run(point, note)
+        measured = move_weights(model, sink, point, note)
         files[WEIGHTS_FILE] = sink.finish()
     finally:
         sink.close()
@@ -162,17 +163,31 @@ def _write_files(
     return files, measured
 
 
-def transfer_of(model: ExportModel, sink: FileSink | CompareSink) -> Transfer:
-    """The pass over all weights of ``model`` into ``sink``."""
-    return Transfer(
-        model.config,
-        model.checkpoint,
-        model.parameters.sources,
-        model.graphs.plan,
-        model.graphs.formats,
-        sink,
-        model.text,
-    )
+def move_weights(
+    model: ExportModel,
+    sink: FileSink | CompareSink,
+    resume: ResumePoint | None = None,
+    note: Note = lambda passed: None,
+) -> Fidelity | None:
+    """Move all weights of ``model`` into ``sink``; the fidelity if there is a text to measure on.
+
+    Args:
+        model: the checkpoint and what a bundle of it will look like.
+        sink: where the weights go to.
+        resume: where to continue; None begins at the beginning.
+        note: called after every layer with what the fidelity text has come to.
+    """
+    with open_transfer(
+        checkpoint=model.checkpoint,
+        sources=model.parameters.sources,
+        plan=model.graphs.plan,
+        formats=model.graphs.formats,
+        sink=sink,
+    ) as transfer:
+        if model.text is not None:
+            return move_and_measure(transfer, model.config, model.text, resume, note)
+        transfer.move_all(resume, note)
+        return None
 
 
 def _check_space(bundle: Path, work: Path, needed_bytes: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from shoal.export.checkpoint.open_checkpoint import read_config
 from shoal.export.fidelity.head_comparison import Fidelity
 from shoal.export.fidelity.text import TextChoice
-from shoal.export.pipeline import transfer_of
+from shoal.export.pipeline import move_weights
 from shoal.export.plan import open_model, small_files
 from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
@@ -80,7 +80,7 @@ def verify_against_checkpoint(
         bundle / WEIGHTS_FILE, manifest.tensors, model.graphs.plan.total_bytes, progress
     )
     try:
-        measured = transfer_of(model, sink).run()
+        measured = move_weights(model, sink)
     finally:
         sink.close()
     unchecked: tuple[str, ...] = ()

@@ -73,7 +73,7 @@ class ModelConfig:
     query_latent_scale: float = 1.0  # and so are the two latents of attention, after their norms
     latent_scale: float = 1.0
     num_zero_experts: int = 0  # ids after the routed experts' that stand for doing nothing
-    has_late_experts: bool = False  # beside a dense network; added at the end of the next layer
+    wiring: str = "sequential"  # how layers are made of blocks: a file of export/model/wirings
 
     def __post_init__(self) -> None:
         problems = _range_problems(vars(self))

@@ -46,7 +46,7 @@ def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     _check_architectures(reader, family)
     for alias, key in {**ALIASES, **family.aliases}.items():
         reader.merge_alias(alias, key)
-    values: dict[str, Any] = {"model_type": family.model_types[0]}
+    values: dict[str, Any] = {"model_type": family.model_types[0], "wiring": family.wiring}
     for key, only in family.fixed.items():
         reader.expect(key, only)
     values |= _read_sizes(reader, family)

@@ -1,80 +1,44 @@
-"""One layer of the decoder: latent attention, then a dense or a sparse feed-forward network.
-
-Models with late experts have both networks side by side in every other layer; what the experts put
-out joins the hidden state at the end of the layer that follows.
-
-Shapes: B batch, T new tokens, S cached tokens, D hidden, K chosen experts,
-X = kv_lora_rank + qk_rope_head_dim, R2 = qk_rope_head_dim / 2.
-"""
+"""One layer of the decoder, made of the blocks that its wiring names (export/model/wiring.py)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from shoal.export.config.model_config import ModelConfig
-from shoal.export.model.layers import RMSNorm, SwiGLU
-from shoal.export.model.mla import MultiHeadLatentAttention
-from shoal.export.model.moe import MoE
+from shoal.export.model.layers import RMSNorm
+from shoal.export.model.wiring import Block, Blocks, LayerState, run_block, walk
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added back."""
+    """The norms and branches of a layer, as submodules in the order of weights.bin.
 
-    def __init__(self, config: ModelConfig, *, is_moe: bool) -> None:
+    Attributes:
+        blocks: what the layer is made of.
+    """
+
+    def __init__(self, config: ModelConfig, blocks: Blocks) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = MultiHeadLatentAttention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        dense = None if is_moe else SwiGLU(config.hidden_size, config.intermediate_size)
-        self.dense_mlp: SwiGLU | None = None
-        if is_moe and config.has_late_experts:
-            self.dense_mlp = SwiGLU(config.hidden_size, config.intermediate_size)
-        self.mlp: SwiGLU | MoE = MoE(config) if dense is None else dense
+        self.blocks = blocks
+        for block in blocks:
+            self.add_module(block.norm, RMSNorm(config.hidden_size, config.rms_norm_eps))
+            for branch in block.experts_last().branches:
+                self.add_module(branch.module, branch.build(config))
 
     def forward(
-        self,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        cache: Tensor,
-        late: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+        self, flow: dict[str, Tensor], state: LayerState
+    ) -> tuple[LayerState, dict[str, Tensor]]:
         """Run the layer.
 
         Args:
-            hidden: [B,T,D].
-            cos: [B,T,R2], of the tokens' positions.
-            sin: [B,T,R2].
-            cache: [B,S,X], the last T rows free.
-            late: [B,T,D], what the experts of the layer before have put out, if they are late.
+            flow: what comes from the layer before; changed to what goes to the next.
+            state: of the layer, with room for the new tokens.
 
         Returns:
-            Hidden state [B,T,D] and cache [B,S,X]; of a layer with experts also the expert ids
-            int64 [B,T,K] and weights [B,T,K], and with late experts what they put out [B,T,D].
+            The new state; and of a layer with experts ``expert_ids`` and ``expert_weights``.
         """
-        hidden, cache = self.attention_block(hidden, cos, sin, cache)
-        hidden, *chosen = self.feed_forward_block(hidden, late)
-        return hidden, cache, *chosen
+        return walk(self.blocks, flow, state, self._run)
 
-    def attention_block(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The first half: norm, attention, residual; returns hidden state and cache."""
-        y, cache = self.self_attn(self.input_layernorm(hidden), cos, sin, cache)
-        return hidden + y, cache
-
-    def feed_forward_block(self, hidden: Tensor, late: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The second half: norm, network, residual; returns what ``forward`` does but the cache."""
-        x = self.feed_forward_norm(hidden)
-        if isinstance(self.mlp, MoE):
-            y, expert_ids, expert_weights = self.mlp(x)
-            if self.dense_mlp is not None:
-                return hidden + self.dense_mlp(x), expert_ids, expert_weights, y
-            return hidden + y, expert_ids, expert_weights
-        hidden = hidden + self.mlp(x)
-        return (hidden if late is None else hidden + late,)
-
-    def feed_forward_norm(self, hidden: Tensor) -> Tensor:
-        """What the second half's ``mlp`` is given, [B,T,D]."""
-        x: Tensor = self.post_attention_layernorm(hidden)
-        return x
+    def _run(self, block: Block, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return run_block(block, self, values)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shoal.export.config.model_config import load_config
 from shoal.export.model.load import load_model
+from shoal.export.model.wiring import LayerState
 
 _FLOAT_BYTES = 4
 
@@ -58,20 +59,20 @@ class CheckpointSubject:
 
     @torch.inference_mode()
     def continue_greedily(self, ids: Sequence[int], count: int) -> list[int]:
-        """The likeliest token after ``ids``, the likeliest after that, and so on."""
+        """The most likely token after ``ids``, the most likely after that, and so on."""
         new: list[int] = []
-        hidden, caches, _ = self._step(list(ids), 0, None)
+        hidden, states, _ = self._step(list(ids), 0, None)
         while True:
             new.append(int(self._model.head(hidden[0, -1]).argmax()))
             if len(new) == count:
                 return new
-            hidden, caches, _ = self._step(new[-1:], len(ids) + len(new) - 1, caches)
+            hidden, states, _ = self._step(new[-1:], len(ids) + len(new) - 1, states)
 
     def _step(
-        self, ids: list[int], position: int, caches: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor], list[npt.NDArray[np.int64]]]:
-        """Hidden states [1,T,D], the new caches, and each MoE layer's expert ids [T,K]."""
+        self, ids: list[int], position: int, states: list[LayerState] | None
+    ) -> tuple[Tensor, list[LayerState], list[npt.NDArray[np.int64]]]:
+        """Hidden states [1,T,D], the new states, and each MoE layer's expert ids [T,K]."""
         positions = torch.arange(position, position + len(ids))[None]
-        grown = self._model.grow_caches(caches, len(ids))
-        hidden, caches, routing = self._model(torch.tensor([ids]), positions, grown)
-        return hidden, caches, [chosen.expert_ids[0].numpy() for chosen in routing.values()]
+        grown = self._model.grow_states(states, len(ids))
+        hidden, states, routing = self._model(torch.tensor([ids]), positions, grown)
+        return hidden, states, [chosen.expert_ids[0].numpy() for chosen in routing.values()]

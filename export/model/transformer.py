@@ -1,7 +1,8 @@
-"""The whole model: embedding, layers, final norm and head, with explicit caches.
+"""The whole model: embedding, layers, final norm and head, with explicit states.
 
-Caches go in and come out: nothing here remembers a context. A cache [B,S,X] has one row for every
-token, the last T rows free for the new ones.
+The states of the layers go in and come out: nothing here remembers a context. A layer with latent
+attention has a ``cache`` [B,S,X] of one row for every token, the last T of them free for the new
+ones.
 
 Shapes: B batch, T new tokens, S cached tokens, D hidden, K chosen experts, W vocabulary,
 X = kv_lora_rank + qk_rope_head_dim.
@@ -20,8 +21,14 @@ from shoal.export.model.decoder_layer import DecoderLayer
 from shoal.export.model.layers import Embedding, Linear, RMSNorm
 from shoal.export.model.mtp import MtpModule
 from shoal.export.model.rope import RotaryEmbedding
-
-__all__ = ["CausalLM", "Decoder", "DecoderLayer", "MtpModule", "Routing"]
+from shoal.export.model.wiring import (
+    EXPERT_IDS,
+    EXPERT_WEIGHTS,
+    HIDDEN,
+    LayerState,
+    grow_state,
+    layer_blocks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,42 +48,46 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.rotary = RotaryEmbedding(config)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, is_moe=config.is_moe_layer(layer))
+            DecoderLayer(config, layer_blocks(config, layer))
             for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids_BT: Tensor, position_ids_BT: Tensor, caches: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor], dict[int, Routing]]:
+        self, input_ids_BT: Tensor, position_ids_BT: Tensor, states: list[LayerState]
+    ) -> tuple[Tensor, list[LayerState], dict[int, Routing]]:
         """Run all layers.
 
         Args:
             input_ids_BT: int64.
             position_ids_BT: int64, from 0.
-            caches: One [B,S,X] for each layer, the last T rows free; see ``grow_caches``.
+            states: Of each layer, with room for the new tokens; see ``grow_states``.
 
         Returns:
-            Hidden state [B,T,D] after the final norm, the new caches, and the routing by layer.
+            Hidden state [B,T,D] after the final norm, the new states, and the routing by layer.
         """
-        hidden = self.embed_tokens(input_ids_BT)
         cos, sin = self.rotary(position_ids_BT)
-        new_caches, routing = [], {}
-        late: list[Tensor] = []
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            hidden, cache, *chosen = layer(hidden, cos, sin, cache, *late)
-            new_caches.append(cache)
+        flow = {HIDDEN: self.embed_tokens(input_ids_BT), "cos": cos, "sin": sin}
+        new_states: list[LayerState] = []
+        routing = {}
+        for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+            new_state, chosen = layer(flow, state)
+            new_states.append(new_state)
             if chosen:
-                routing[index] = Routing(expert_ids=chosen[0], expert_weights=chosen[1])
-            late = chosen[2:]
-        return self.norm(hidden), new_caches, routing
+                routing[index] = Routing(
+                    expert_ids=chosen[EXPERT_IDS], expert_weights=chosen[EXPERT_WEIGHTS]
+                )
+        return self.norm(flow[HIDDEN]), new_states, routing
 
-    def grow_caches(self, caches: list[Tensor] | None, num_tokens: int) -> list[Tensor]:
-        """The caches with ``num_tokens`` free rows more; None starts a context of batch 1."""
-        if caches is None:
-            row = self.embed_tokens.weight.new_zeros(1, 0, self.config.cache_row_size)
-            caches = [row] * self.config.num_hidden_layers
-        return [nn.functional.pad(cache, (0, 0, 0, num_tokens)) for cache in caches]
+    def grow_states(
+        self, states: list[LayerState] | None, num_tokens: int, *, batch: int = 1
+    ) -> list[LayerState]:
+        """The layers' states with room for ``num_tokens`` more; None starts a context."""
+        given = [None] * len(self.layers) if states is None else states
+        return [
+            grow_state(layer_blocks(self.config, index), state, num_tokens, batch=batch)
+            for index, state in enumerate(given)
+        ]
 
 
 class CausalLM(Decoder):
@@ -104,6 +115,6 @@ class CausalLM(Decoder):
     def logits(self, input_ids_BT: Tensor) -> Tensor:
         """Logits [B,T,W] of every position of a fresh context."""
         b, t = input_ids_BT.shape
-        caches = [cache.expand(b, -1, -1) for cache in self.grow_caches(None, t)]
         position_ids = torch.arange(t, device=input_ids_BT.device).expand(b, t)
-        return self.head(self(input_ids_BT, position_ids, caches)[0])
+        states = self.grow_states(None, t, batch=b)
+        return self.head(self(input_ids_BT, position_ids, states)[0])

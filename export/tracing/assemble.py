@@ -8,25 +8,29 @@ All but head are written once for each type of the latent cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
 from shoal.export.config.model_config import ModelConfig
+from shoal.export.model.wiring import (
+    EXPERT_IDS,
+    EXPERT_WEIGHTS,
+    HIDDEN,
+    Block,
+    Blocks,
+    layer_blocks,
+    mtp_blocks,
+    states_of,
+    walk,
+)
 from shoal.export.tracing.stack import GraphAssembly
 from shoal.export.tracing.templates import trace_templates
 from shoal.export.tracing.trace import Template
 from shoal.graphs import contract
-from shoal.graphs.cache_types import (
-    CACHE_TYPES,
-    CachePart,
-    CacheType,
-    cache_block_size,
-    cache_parts,
-    graph_role,
-)
+from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_block_size, graph_role
 from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
 from shoal.graphs.parameters import EMBEDDING, FINAL_NORM, HEAD, Place
@@ -115,25 +119,19 @@ def _decoder(config: ModelConfig, templates: dict[str, Template]) -> GraphAssemb
     graph = GraphAssembly("decoder")
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
-    caches = [_cache_input(graph, config, i) for i in range(config.num_hidden_layers)]
+    layers = [layer_blocks(config, layer) for layer in range(config.num_hidden_layers)]
+    states = [_state_inputs(graph, blocks, layer) for layer, blocks in enumerate(layers)]
     (hidden,) = graph.stamp(templates["embedding"], [input_ids], "embed/", f"{EMBEDDING.section}.")
     cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
-    routing = {}
-    late: list[ir.Value] = []
-    for i, cache_value in enumerate(caches):
-        prefixes = f"layers.{i}/", Place.LAYER.prefix(i)
-        hidden, caches[i] = graph.stamp(
-            templates["attention"], [hidden, cos, sin, cache_value], *prefixes
-        )
-        network = templates["experts" if config.is_moe_layer(i) else "dense"]
-        hidden, *chosen = graph.stamp(network, [hidden, *late], *prefixes)
-        late = chosen[2:]
-        if chosen:
-            routing[i] = chosen[:2]
-    (hidden,) = graph.stamp(templates["norm"], [hidden], "norm/", f"{FINAL_NORM.section}.")
+    flow = {HIDDEN: hidden, "cos": cos, "sin": sin}
+    found = []
+    for layer, (blocks, state) in enumerate(zip(layers, states, strict=True)):
+        stamp = _stamper(graph, templates, f"layers.{layer}/", Place.LAYER.prefix(layer))
+        found.append(walk(blocks, flow, state, stamp))
+    (hidden,) = graph.stamp(templates["norm"], [flow[HIDDEN]], "norm/", f"{FINAL_NORM.section}.")
     graph.output("hidden", hidden, _FLOAT, [1, "T", config.hidden_size])
-    for i, cache_value in enumerate(caches):
-        _context_outputs(graph, config, i, cache_value, routing.get(i, []))
+    for layer, (blocks, (state, chosen)) in enumerate(zip(layers, found, strict=True)):
+        _layer_outputs(graph, config, layer, blocks, state, chosen)
     return graph
 
 
@@ -147,45 +145,53 @@ def _head(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
 
 
 def _mtp(config: ModelConfig, templates: dict[str, Template]) -> GraphAssembly:
-    graph = GraphAssembly("mtp")
+    graph, blocks = GraphAssembly("mtp"), mtp_blocks(config)
     input_ids = graph.input("input_ids", _INT64, [1, "T"])
     position_ids = graph.input("position_ids", _INT64, [1, "T"])
     hidden = graph.input("hidden", _FLOAT, [1, "T", config.hidden_size])
-    cache_value = _cache_input(graph, config, 0)
+    state = _state_inputs(graph, blocks, 0)
     (embedded,) = graph.stamp(
         templates["embedding"], [input_ids], "embed/", f"{EMBEDDING.section}."
     )
     cos, sin = graph.stamp(templates["rope"], [position_ids], "rope/", "")
     (x,) = graph.stamp(templates["fusion"], [embedded, hidden], "mtp.0/", Place.MTP.prefix())
-    prefixes = "mtp.0/", Place.MTP_LAYER.prefix()
-    x, cache_value = graph.stamp(templates["attention"], [x, cos, sin, cache_value], *prefixes)
-    network = templates["experts" if config.is_moe else "dense"]
-    x, *chosen = graph.stamp(network, [x], *prefixes)
-    (x,) = graph.stamp(templates["norm"], [x], "mtp.0/", f"{Place.MTP.prefix()}norm.")
+    flow = {HIDDEN: x, "cos": cos, "sin": sin}
+    state, chosen = walk(
+        blocks, flow, state, _stamper(graph, templates, "mtp.0/", Place.MTP_LAYER.prefix())
+    )
+    (x,) = graph.stamp(templates["norm"], [flow[HIDDEN]], "mtp.0/", f"{Place.MTP.prefix()}norm.")
     graph.output("hidden_out", x, _FLOAT, [1, "T", config.hidden_size])
-    _context_outputs(graph, config, 0, cache_value, chosen)
+    _layer_outputs(graph, config, 0, blocks, state, chosen)
     return graph
 
 
-def _cache_input(graph: GraphAssembly, config: ModelConfig, layer: int) -> ir.Value:
-    name = _cache_part(config).input(layer)
-    return graph.input(name, _FLOAT, [1, "S", config.cache_row_size])
+def _stamper(
+    graph: GraphAssembly, templates: dict[str, Template], prefix: str, weight_prefix: str
+) -> Callable[[Block, list[ir.Value]], list[ir.Value]]:
+    """What stamps the blocks of one layer; see ``GraphAssembly.stamp`` for the prefixes."""
+    return lambda block, values: graph.stamp(templates[block.name], values, prefix, weight_prefix)
 
 
-def _cache_part(config: ModelConfig) -> CachePart:
-    return cache_parts("float32", config.kv_lora_rank, config.qk_rope_head_dim)[0]
+def _state_inputs(graph: GraphAssembly, blocks: Blocks, layer: int) -> dict[str, ir.Value]:
+    return {
+        state.name: graph.input(f"{state.name}.{layer}", _FLOAT, [1, *state.shape])
+        for state in states_of(blocks)
+    }
 
 
-def _context_outputs(
+def _layer_outputs(
     graph: GraphAssembly,
     config: ModelConfig,
     layer: int,
-    cache_value: ir.Value,
-    routing: Sequence[ir.Value],
+    blocks: Blocks,
+    state: dict[str, ir.Value],
+    chosen: dict[str, ir.Value],
 ) -> None:
-    name = _cache_part(config).output(layer)
-    graph.output(name, cache_value, _FLOAT, [1, "S", config.cache_row_size])
-    if routing:
+    for kind in states_of(blocks):
+        name = f"{kind.name}_out.{layer}"
+        graph.output(name, state[kind.name], _FLOAT, [1, *kind.shape])
+    if chosen:
         shape: list[int | str] = [1, "T", config.num_experts_per_tok]
-        graph.output(contract.expert_ids_output(layer), routing[0], _INT64, shape)
-        graph.output(contract.expert_weights_output(layer), routing[1], _FLOAT, shape)
+        names = contract.expert_ids_output(layer), contract.expert_weights_output(layer)
+        graph.output(names[0], chosen[EXPERT_IDS], _INT64, shape)
+        graph.output(names[1], chosen[EXPERT_WEIGHTS], _FLOAT, shape)

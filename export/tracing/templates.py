@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
 from shoal.export.config.model_config import ModelConfig
+from shoal.export.model.decoder_layer import DecoderLayer
 from shoal.export.model.layers import Embedding, Linear, RMSNorm
 from shoal.export.model.mtp import MtpModule
 from shoal.export.model.rope import RotaryEmbedding
-from shoal.export.model.transformer import DecoderLayer
+from shoal.export.model.wiring import Block, layer_blocks, mtp_blocks, run_block
 from shoal.export.tracing.trace import Part, Template, trace
 
 
@@ -18,21 +23,25 @@ def trace_templates(config: ModelConfig, *, with_mtp: bool) -> dict[str, Templat
         with_mtp: whether the multi-token-prediction module is wanted.
 
     Returns:
-        "embedding", "rope", "norm", "head"; "attention", the first half of every layer; "dense" and
-        "experts", the second half of those that have them; "fusion", the entry of the
-        multi-token-prediction module.
+        "embedding", "rope", "norm", "head"; every block of the layers under its own name; and
+        "fusion", the entry of the multi-token-prediction module.
     """
-    kinds = {config.is_moe_layer(layer) for layer in range(config.num_hidden_layers)}
-    if with_mtp:
-        kinds.add(config.is_moe)
-    parts = _ends(config) | {"attention": _attention(config)}
-    if False in kinds:
-        parts["dense"] = _dense(config)
-    if True in kinds:
-        parts["experts"] = _experts(config)
+    blocks: dict[str, Block] = {}
+    for block in _blocks(config, with_mtp):
+        known = blocks.setdefault(block.name, block)
+        assert known == block, f"two blocks are called {block.name}"
+    # In the order of their names, so that the graphs do not depend on which layer comes first.
+    parts = _ends(config) | {name: _block(config, blocks[name]) for name in sorted(blocks)}
     if with_mtp:
         parts["fusion"] = _fusion(config)
     return trace(parts)
+
+
+def _blocks(config: ModelConfig, with_mtp: bool) -> Iterator[Block]:
+    for layer in range(config.num_hidden_layers):
+        yield from layer_blocks(config, layer)
+    if with_mtp:
+        yield from mtp_blocks(config)
 
 
 def _ends(c: ModelConfig) -> dict[str, Part]:
@@ -62,38 +71,18 @@ def _ends(c: ModelConfig) -> dict[str, Part]:
     }
 
 
-def _attention(config: ModelConfig) -> Part:
-    half = config.qk_rope_head_dim // 2
+def _block(config: ModelConfig, block: Block) -> Part:
+    def call(layer: nn.Module, *values: Tensor) -> tuple[Tensor, ...]:
+        return run_block(block, layer, values)
+
+    hidden, half = config.hidden_size, config.qk_rope_head_dim // 2
+    shapes: dict[str, tuple[int | str, ...]] = {"cos": (1, "T", half), "sin": (1, "T", half)}
+    shapes |= {state.name: (1, *state.shape) for state in block.states}
     return Part(
-        build=lambda: DecoderLayer(config, is_moe=False),
-        call=DecoderLayer.attention_block,
-        inputs={
-            "hidden": (1, "T", config.hidden_size),
-            "cos": (1, "T", half),
-            "sin": (1, "T", half),
-            "cache": (1, "S", config.cache_row_size),
-        },
-        outputs=("hidden_out", "cache_out"),
-    )
-
-
-def _dense(config: ModelConfig) -> Part:
-    hidden = (1, "T", config.hidden_size)
-    return Part(
-        build=lambda: DecoderLayer(config, is_moe=False),
-        call=DecoderLayer.feed_forward_block,
-        inputs={"hidden": hidden} | ({"late": hidden} if config.has_late_experts else {}),
-        outputs=("hidden_out",),
-    )
-
-
-def _experts(config: ModelConfig) -> Part:
-    late = ("late_out",) if config.has_late_experts else ()
-    return Part(
-        build=lambda: DecoderLayer(config, is_moe=True),
-        call=DecoderLayer.feed_forward_block,
-        inputs={"hidden": (1, "T", config.hidden_size)},
-        outputs=("hidden_out", "expert_ids", "expert_weights", *late),
+        build=lambda: DecoderLayer(config, (block,)),
+        call=call,
+        inputs={name: shapes.get(name, (1, "T", hidden)) for name in block.takes},
+        outputs=tuple(f"{name}_out" for name in block.gives),
     )
 
 

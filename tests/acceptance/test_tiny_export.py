@@ -24,6 +24,7 @@ from torch import Tensor
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
+from shoal.export.model.wiring import grow_state, mtp_blocks
 from shoal.graphs.contract import GRAPH_FILES, WEIGHT_ALIGNMENT_BYTES, WEIGHTS_FILE
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
@@ -103,9 +104,9 @@ def test_float_routing_is_exactly_that_of_transformers_and_of_the_reference(
 ) -> None:
     ids = windows[:1]
     routing = float_model.routing(ids[0].tolist())
-    caches = reference.grow_caches(None, ids.shape[1])
+    states = reference.grow_states(None, ids.shape[1])
     with torch.inference_mode():
-        _, _, expected = reference(ids, torch.arange(ids.shape[1])[None], caches)
+        _, _, expected = reference(ids, torch.arange(ids.shape[1])[None], states)
     _, chosen = run(oracle, ids)
     assert routing.layers == tuple(expected) == (1, 2, 3, 4)
     for index, layer in enumerate(routing.layers):
@@ -178,15 +179,17 @@ def test_draft_of_the_int8_bundle_prefers_the_same_tokens(
 def _reference_draft(reference: CausalLM, ids: Tensor) -> tuple[Tensor, dict[str, np.ndarray]]:
     """The main model's hidden states [1,T-1,D] and what the reference module drafts from them."""
     count = len(ids) - 1
-    caches = reference.grow_caches(None, count)
+    states = reference.grow_states(None, count)
     positions = torch.arange(count)[None]
     with torch.inference_mode():
-        hidden, _, _ = reference(ids[None, :-1], positions, caches)
+        hidden, _, _ = reference(ids[None, :-1], positions, states)
         cos, sin = reference.rotary(positions)
         embedded = reference.embed_tokens(ids[None, 1:])
-        drafted = reference.mtp[0](embedded, hidden, cos, sin, torch.zeros_like(caches[0]))
-    names = ("hidden_out", "cache_out.0", "expert_ids.0", "expert_weights.0")
-    return hidden, {name: value.numpy() for name, value in zip(names, drafted, strict=True)}
+        state = grow_state(mtp_blocks(reference.config), None, count)
+        drafted, state, chosen = reference.mtp[0](embedded, hidden, cos, sin, state)
+    found = {"hidden_out": drafted, "cache_out.0": state["cache"]}
+    found |= {f"{name}.0": value for name, value in chosen.items()}
+    return hidden, {name: value.numpy() for name, value in found.items()}
 
 
 def _run_mtp(bundle: Path, ids: Tensor, hidden: Tensor) -> dict[str, np.ndarray]:

@@ -43,6 +43,7 @@ class Family:
         topk_methods: How experts may be chosen, the default first.
         scoring_func: Of the router.
         rope_types: Which rotary embeddings the family has.
+        wiring: How layers are made of blocks: a file of export/model/wirings.
         harmless: Keys of this family that leave the logits alone.
         aliases: Other spellings of keys, beside the ALIASES of all families.
         extras: Reads what no other family has; None when there is nothing.
@@ -58,6 +59,7 @@ class Family:
     topk_methods: tuple[str, ...] = ("noaux_tc",)
     scoring_func: str = "sigmoid"
     rope_types: tuple[str, ...] = ("default", "yarn")
+    wiring: str = "sequential"
     harmless: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     extras: Extras | None = None

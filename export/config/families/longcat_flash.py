@@ -35,7 +35,6 @@ def _read_extras(reader: ConfigReader, values: Mapping[str, Any]) -> dict[str, A
     return {
         "num_hidden_layers": 2 * layers,
         "num_zero_experts": zero_experts,
-        "has_late_experts": True,
         "query_latent_scale": math.sqrt(hidden / max(rank or 1, 1)),
         "latent_scale": math.sqrt(hidden / max(values["kv_lora_rank"], 1)),
     }
@@ -97,6 +96,7 @@ FAMILY = Family(
         "expert_ffn_hidden_size": "moe_intermediate_size",
     },
     scoring_func="softmax",
+    wiring="late_experts",
     extras=_read_extras,
     tensor_name=_tensor_name,
     # Of zero experts, as transformers saves them, and of the multi-token-prediction module.

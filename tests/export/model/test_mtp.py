@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
+from shoal.export.model.wiring import grow_state, mtp_blocks
 
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 
@@ -27,15 +28,15 @@ def hidden_and_ids(model: CausalLM) -> tuple[Tensor, Tensor]:
     """Hidden states of a context, and its tokens."""
     input_ids = torch.randint(3, 4096, (1, 25), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        hidden, _, _ = model(input_ids, torch.arange(25)[None], model.grow_caches(None, 25))
+        hidden, _, _ = model(input_ids, torch.arange(25)[None], model.grow_states(None, 25))
     return hidden, input_ids
 
 
 def draft(model: CausalLM, hidden: Tensor, next_ids: Tensor, position_ids: Tensor) -> Tensor:
-    cache = model.grow_caches(None, next_ids.shape[1])[0]
+    state = grow_state(mtp_blocks(model.config), None, next_ids.shape[1])
     with torch.inference_mode():
         cos, sin = model.rotary(position_ids)
-        out: Tensor = model.mtp[0](model.embed_tokens(next_ids), hidden, cos, sin, cache)[0]
+        out: Tensor = model.mtp[0](model.embed_tokens(next_ids), hidden, cos, sin, state)[0]
     return out
 
 
@@ -65,14 +66,14 @@ def test_drafting_in_two_calls_equals_one(
 ) -> None:
     hidden, input_ids = hidden_and_ids
     whole = draft(model, hidden[:, :-1], input_ids[:, 1:], torch.arange(24)[None])
-    parts, cache = [], model.grow_caches(None, 0)[0]
+    parts, state = [], None
     with torch.inference_mode():
         for part in (slice(0, 20), slice(20, 24)):
             ids = input_ids[:, 1:][:, part]
-            cache = torch.nn.functional.pad(cache, (0, 0, 0, ids.shape[1]))
+            state = grow_state(mtp_blocks(model.config), state, ids.shape[1])
             cos, sin = model.rotary(torch.arange(24)[None, part])
-            out, cache, *_ = model.mtp[0](
-                model.embed_tokens(ids), hidden[:, :-1][:, part], cos, sin, cache
+            out, state, _ = model.mtp[0](
+                model.embed_tokens(ids), hidden[:, :-1][:, part], cos, sin, state
             )
             parts.append(out)
     error = (torch.cat(parts, dim=1) - whole).abs().max().item()

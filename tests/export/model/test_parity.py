@@ -24,9 +24,9 @@ EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=N
 
 def forward(model: CausalLM, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     b, t = input_ids.shape
-    caches = [cache.expand(b, -1, -1) for cache in model.grow_caches(None, t)]
+    states = model.grow_states(None, t, batch=b)
     with torch.inference_mode():
-        hidden, _, routing = model(input_ids, torch.arange(t).expand(b, t), caches)
+        hidden, _, routing = model(input_ids, torch.arange(t).expand(b, t), states)
         return model.head(hidden), [r.expert_ids.flatten(0, 1) for r in routing.values()]
 
 
@@ -232,11 +232,11 @@ def test_token_by_token_decoding_equals_one_shot() -> None:
     input_ids = torch.randint(3, 4096, (1, 40), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected = model.logits(input_ids)
-        caches, rows = None, []
+        states, rows = None, []
         for position in range(input_ids.shape[1]):
-            caches = model.grow_caches(caches, 1)
+            states = model.grow_states(states, 1)
             token = input_ids[:, position : position + 1]
-            hidden, caches, _ = model(token, torch.tensor([[position]]), caches)
+            hidden, states, _ = model(token, torch.tensor([[position]]), states)
             rows.append(model.head(hidden))
     error = (torch.cat(rows, dim=1) - expected).abs().max().item()
     assert error <= PARITY, f"logits differ by {error:.3g} at most"
