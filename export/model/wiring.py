@@ -45,7 +45,7 @@ class State:
     """A tensor that a layer keeps from one call to the next, float32 [B, *shape].
 
     Attributes:
-        name: in the flow; with the number of the layer, the name of a graph's input.
+        name: in the flow, and in the names of graph inputs and outputs (graphs/layer_state.py).
         shape: sizes behind the batch. ``TOKENS`` stands for one row of every token, of which the
             last T are free when the layer is called; without it the size never changes.
     """

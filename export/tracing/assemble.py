@@ -33,6 +33,7 @@ from shoal.graphs import contract
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_block_size, graph_role
 from shoal.graphs.contract import OP_DOMAIN
 from shoal.graphs.functions import function_protos
+from shoal.graphs.layer_state import state_input, state_output
 from shoal.graphs.parameters import EMBEDDING, FINAL_NORM, HEAD, Place
 from shoal.graphs.passes.change_cache import change_cache
 from shoal.graphs.passes.quantize_weights import quantize_weights
@@ -174,7 +175,7 @@ def _stamper(
 
 def _state_inputs(graph: GraphAssembly, blocks: Blocks, layer: int) -> dict[str, ir.Value]:
     return {
-        state.name: graph.input(f"{state.name}.{layer}", _FLOAT, [1, *state.shape])
+        state.name: graph.input(state_input(state.name, layer), _FLOAT, [1, *state.shape])
         for state in states_of(blocks)
     }
 
@@ -188,7 +189,7 @@ def _layer_outputs(
     chosen: dict[str, ir.Value],
 ) -> None:
     for kind in states_of(blocks):
-        name = f"{kind.name}_out.{layer}"
+        name = state_output(kind.name, layer)
         graph.output(name, state[kind.name], _FLOAT, [1, *kind.shape])
     if chosen:
         shape: list[int | str] = [1, "T", config.num_experts_per_tok]

@@ -19,8 +19,6 @@ from shoal.graphs.passes.weights import new_weight, replace_initializers, weight
 from shoal.graphs.quantize import block_size_for
 from shoal.graphs.recipes import Recipe, WeightFormat
 
-SCALES_SUFFIX = "_scales"
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Int8Form:
