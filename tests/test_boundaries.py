@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from tests.import_graph import ROOT, circles, import_graph, imported_names, sources, wing_of
 
 # Refuses the modules named in argv[1], imports those named in argv[2], lists what got loaded.
 BLOCKER = """
@@ -33,6 +30,75 @@ TORCH_SIDE = (
     *("torch", "onnx", "onnx_ir", "onnxscript", "safetensors"),
     *("transformers", "huggingface_hub"),
 )
+# A wing is a folder or, where it lies loose, a module. It may import the wings of its row and
+# itself, and shoal.graphs. What no row names (export's loose modules, runtime.commands) may import
+# every wing of its package, and no wing may import it. The most specific row counts.
+WINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "export": {
+        "config": (),
+        "tokenizer": (),
+        "checkpoint": ("config", "tokenizer"),
+        "checkpoint.layer_sources": ("checkpoint", "config", "model"),  # a source for each weight
+        "model": ("config",),
+        "model.load": ("checkpoint", "config", "model"),  # modules with a checkpoint's weights
+        "model.subject": ("checkpoint", "config", "model"),
+        "training": ("config", "model"),
+        "tracing": ("config", "model"),
+        "writing": ("checkpoint",),
+        "transfer": ("checkpoint", "config", "writing"),
+        "fidelity": ("config", "model", "tokenizer", "transfer"),
+        "fidelity.measured_pass": ("config", "fidelity", "transfer", "writing.journal"),
+    },
+    "runtime": {
+        "atomic_file": (),
+        "extras": (),
+        "sampling": (),
+        "units": (),
+        "machine": (),
+        "bundle": ("machine",),
+        "kernels": ("machine",),
+        "engine": ("atomic_file", "bundle", "kernels", "machine", "units"),
+        "engine.context": ("bundle", "drafting", "engine"),  # it drafts; an observer is to do so
+        "residency": ("engine", "machine"),
+        "drafting": ("engine",),
+        "text": ("bundle",),
+        "generate": ("drafting", "engine", "sampling", "text"),
+        "model": ("bundle", "drafting", "engine", "generate", "sampling", "text"),
+        "context_pool": ("engine", "model"),
+        "dialogue": ("engine", "generate", "model"),
+        "server": ("context_pool", "dialogue", "engine", "generate", "model"),
+        "bench": ("engine", "generate", "machine", "model"),
+        "evaluation": ("atomic_file", "engine", "extras", "model", "text", "units"),
+        "lm_eval": ("engine", "evaluation", "model"),
+        "packing": ("atomic_file", "bundle", "machine"),
+        "console": ("units",),
+    },
+}
+ABOVE_THE_WINGS = {"export": ("optimum",), "runtime": ("commands",)}
+
+# What belongs to one wing alone.
+OWNERS = {
+    "argparse": ("runtime.commands",),
+    "rich": ("runtime.console",),
+    "jinja2": ("runtime.text",),
+    "onnxruntime": ("runtime.engine.session",),
+    "http": ("runtime.server",),
+}
+UNKNOWN = {
+    "export.config": ("torch", "numpy", "safetensors", "onnx", "onnx_ir", "onnxscript"),
+    "export.tokenizer": ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript"),
+    "export.checkpoint": ("onnx", "onnx_ir", "onnxscript"),
+    "export.model": ("safetensors", "onnx", "onnx_ir"),
+    "export.fidelity": ("onnx", "onnx_ir", "onnxscript"),
+    "graphs.ops": ("shoal.graphs.passes", "shoal.graphs.manifest", "shoal.graphs.recipes"),
+    "runtime.machine": ("shoal.graphs.manifest", "shoal.graphs.recipes"),
+    "runtime.bench": ("sys",),  # sys.stdout: measuring is not printing
+    "runtime.dialogue": ("sys",),
+    "runtime.evaluation": ("sys",),
+}
+MOST_LOOSE_MODULES = {"export": 10, "runtime": 12}
+MOST_LINES = 400
+
 ADAPTER = "shoal.export.optimum"
 REGISTER_FILE = ROOT / "export" / "optimum" / "register" / "register_shoal.py"
 
@@ -54,18 +120,6 @@ def loaded_by(modules: list[str], blocked: tuple[str, ...]) -> set[str]:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.strip().split(","))
-
-
-def imported_names(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
 
 
 def test_runtime_imports_without_torch_onnx_and_export() -> None:
@@ -141,10 +195,67 @@ def test_optimum_cli_starts_without_heavy_imports() -> None:
     assert not heavy
 
 
-def test_only_session_imports_onnxruntime() -> None:
-    users = [
-        path.name
-        for path in (ROOT / "runtime").rglob("*.py")
-        if any(name.partition(".")[0] == "onnxruntime" for name in imported_names(path))
+@pytest.mark.parametrize("package", WINGS)
+def test_a_wing_imports_only_what_its_row_names(package: str) -> None:
+    rows = {
+        f"{package}.{name}": [f"{package}.{other}" for other in known]
+        for name, known in WINGS[package].items()
+    }
+    crossing = [
+        f"{name} imports {target}"
+        for name, targets in import_graph().items()
+        if (wing := wing_of(name, rows))
+        for target in sorted(targets)
+        if target.startswith(f"{package}.") and not wing_of(target, (wing, *rows[wing]))
     ]
-    assert users == ["session.py"]
+    assert not crossing
+
+
+@pytest.mark.parametrize("package", WINGS)
+def test_every_folder_has_a_row_and_every_row_a_module(package: str) -> None:
+    modules = {name.removeprefix(f"{package}.") for name in sources() if name != package}
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert folders - set(WINGS[package]) == set(ABOVE_THE_WINGS[package])
+    assert set(WINGS[package]) <= modules
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}, "e": set[str]()}
+    assert circles(graph) == ["b imports c", "c imports b"]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not circles(import_graph())
+
+
+def test_what_belongs_to_one_wing_is_used_nowhere_else() -> None:
+    users = [
+        f"{name} imports {library}"
+        for name, path in sources().items()
+        if not is_adapter(f"shoal.{name}")
+        for library, owners in OWNERS.items()
+        if any(other.partition(".")[0] == library for other in imported_names(path))
+        and not wing_of(name, owners)
+    ]
+    assert not users
+
+
+def test_a_wing_does_not_know_what_is_none_of_its_business() -> None:
+    known = [
+        f"{name} imports {other}"
+        for name, path in sources().items()
+        if (wing := wing_of(name, UNKNOWN))
+        for other in imported_names(path)
+        if any(other == root or other.startswith(root + ".") for root in UNKNOWN[wing])
+    ]
+    assert not known
+
+
+@pytest.mark.parametrize("package", MOST_LOOSE_MODULES)
+def test_few_modules_lie_loose_in_a_package(package: str) -> None:
+    assert len(list((ROOT / package).glob("*.py"))) <= MOST_LOOSE_MODULES[package]
+
+
+def test_no_module_outgrows_what_can_be_read_at_once() -> None:
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in sources().items()}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
