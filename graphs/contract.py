@@ -37,12 +37,20 @@ latent in blocks, and ``cache_scales.{l}`` float32 [B,S,C/block] and ``cache_rop
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 
 FORMAT_VERSION = 1
 OP_SET_VERSION = 1
 OP_DOMAIN = "shoal"
 ONNX_OPSET = 24
+
+OPSET_IMPORTS: Mapping[str, int] = {"": ONNX_OPSET, "com.microsoft": 1, OP_DOMAIN: OP_SET_VERSION}
+"""What a graph with shoal ops and their functions has to import: domain -> version."""
+
+IR_VERSION = 11
+"""The ONNX ir_version of such a graph."""
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.bin"

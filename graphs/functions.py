@@ -6,21 +6,15 @@ ONNX and com.microsoft ops, and other shoal functions where a spec says ``uses``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import onnx
 import onnx.parser
 
-from shoal.graphs.contract import ONNX_OPSET, OP_DOMAIN, OP_SET_VERSION
+from shoal.graphs.contract import OP_DOMAIN, OPSET_IMPORTS
 from shoal.graphs.errors import ExportError
 from shoal.graphs.ops.spec import Attributes, OpSpec
 from shoal.graphs.ops.table import OPS
-
-OPSET_IMPORTS: Mapping[str, int] = {"": ONNX_OPSET, "com.microsoft": 1, OP_DOMAIN: OP_SET_VERSION}
-"""What a graph with shoal ops and their functions has to import: domain -> version."""
-
-IR_VERSION = 11
-"""The ONNX ir_version of such a graph."""
 
 
 def function_proto(name: str, attributes: Attributes | None = None) -> onnx.FunctionProto:

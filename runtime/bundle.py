@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shoal.graphs.contract import MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError
+from shoal.graphs.graph_rules import check_graph
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES, read_manifest
 from shoal.runtime.machine.requirements import check_machine
@@ -76,6 +77,24 @@ class Bundle:
     def graph_path(self, role: str) -> Path:
         """Path of the graph ``role``: decoder, head or mtp."""
         return self.folder / self.manifest.graphs[role]
+
+    def verify_graphs(self) -> None:
+        """Check every graph in full; see ``checked_graph``."""
+        for role in self.manifest.graphs:
+            self.checked_graph(role)
+
+    def checked_graph(self, role: str) -> Path:
+        """Path of a graph that has been checked in full: see graphs/graph_rules.py.
+
+        Args:
+            role: decoder, head or another key of the manifest's ``graphs``.
+
+        Raises:
+            BundleError: it is none that an export of this manifest could have written.
+        """
+        path = self.graph_path(role)
+        check_graph(path.read_bytes(), str(path), role, self.manifest)
+        return path
 
     def verify_files(self, progress: VerifyProgress | None = None) -> None:
         """Read every byte of every file and compare the checksums.

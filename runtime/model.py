@@ -122,8 +122,10 @@ class Model:
             parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
             max_length=max_context,
         )
-        self._decoder = GraphSession(bundle.graph_path(graph_role("decoder", cache_type)), settings)
-        self._head = GraphSession(bundle.graph_path("head"), settings)
+        self._decoder = GraphSession(
+            bundle.checked_graph(graph_role("decoder", cache_type)), settings
+        )
+        self._head = GraphSession(bundle.checked_graph("head"), settings)
         check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
 
     @property
@@ -377,7 +379,7 @@ class Model:
                 "bundle has not; use draft 0"
             )
         role = graph_role("mtp", self.cache_type)
-        path, is_portable = self.bundle.graph_path(role), self._settings.library is None
+        path, is_portable = self.bundle.checked_graph(role), self._settings.library is None
         copied = mtp_weight_bytes(self.manifest.tensors) if is_portable else 0
         check_later_graph(str(path), 1, copied, self._max_memory, "use draft 0")
         mtp = GraphSession(path, self._settings)

@@ -12,11 +12,9 @@ from typing import Any
 import onnx_ir as ir
 
 from shoal.export.tracing.trace import Template
-from shoal.graphs.contract import ONNX_OPSET, OP_DOMAIN, OP_SET_VERSION
+from shoal.graphs.contract import IR_VERSION, OPSET_IMPORTS
 from shoal.graphs.parameters import Parameter
 from shoal.graphs.passes.weights import new_weight, weight_shape
-
-IR_VERSION = 11
 
 
 class GraphAssembly:
@@ -28,7 +26,7 @@ class GraphAssembly:
             outputs=[],
             nodes=[],
             name=name,
-            opset_imports={"": ONNX_OPSET, OP_DOMAIN: OP_SET_VERSION, "com.microsoft": 1},
+            opset_imports=dict(OPSET_IMPORTS),
         )
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 

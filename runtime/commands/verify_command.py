@@ -44,6 +44,7 @@ def verify_bytes(args: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(args.bundle)
     with WorkProgress("verify") as progress:
         bundle.verify_files(progress)
+        bundle.verify_graphs()
     files = bundle.manifest.files
     total_bytes = sum(info.size for info in files.values())
     if not args.json:

@@ -65,7 +65,7 @@ class BatchStep:
             max_memory,
             "decode one context at a time",
         )
-        self._graph = GraphSession(bundle.graph_path(role), settings)
+        self._graph = GraphSession(bundle.checked_graph(role), settings)
         check_batch(self._info, self._graph, layout.type)
         self._head = head
         self._layout = layout

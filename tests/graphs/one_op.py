@@ -13,8 +13,8 @@ import onnx.helper
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from shoal.graphs.contract import OP_DOMAIN, WEIGHT_ALIGNMENT_BYTES
-from shoal.graphs.functions import IR_VERSION, OPSET_IMPORTS, function_protos
+from shoal.graphs.contract import IR_VERSION, OP_DOMAIN, OPSET_IMPORTS, WEIGHT_ALIGNMENT_BYTES
+from shoal.graphs.functions import function_protos
 from shoal.graphs.ops.spec import Attributes
 from shoal.graphs.ops.table import OPS
 

@@ -8,9 +8,9 @@ import onnx.checker
 import pytest
 from tests.graphs.one_op import OneOpModels
 
-from shoal.graphs.contract import ONNX_OPSET, OP_DOMAIN
+from shoal.graphs.contract import IR_VERSION, ONNX_OPSET, OP_DOMAIN
 from shoal.graphs.errors import ExportError
-from shoal.graphs.functions import IR_VERSION, function_proto, function_protos
+from shoal.graphs.functions import function_proto, function_protos
 from shoal.graphs.ops.spec import Attribute, Attributes
 from shoal.graphs.ops.table import OPS
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from tests.graphs.one_op import Array
 
-from shoal.graphs.contract import OP_DOMAIN, WEIGHTS_FILE
-from shoal.graphs.functions import IR_VERSION, OPSET_IMPORTS, function_protos
+from shoal.graphs.contract import IR_VERSION, OP_DOMAIN, OPSET_IMPORTS, WEIGHTS_FILE
+from shoal.graphs.functions import function_protos
 from shoal.graphs.passes.weights import WeightPlan, is_weight, new_weight, place_weights
 
 Shape = Sequence[int | str]
