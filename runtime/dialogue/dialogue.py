@@ -25,7 +25,7 @@ class Dialogue:
         options: of ``Model.generate``: sampling, stop texts, drafts.
         chat: put turns into the chat template; else continue plain text.
         system: system message of the chat.
-        session: file that keeps the dialogue after each turn; plain text then goes on with each
+        session: file that keeps the dialogue after each turn; plain text then continues with each
             text instead of starting anew.
     """
 

@@ -1,4 +1,4 @@
-"""A dialogue in a file: it goes on after the process has ended.
+"""A dialogue in a file, which another process can continue.
 
 The file is a saved context; its note holds what was said and the token ids it became.
 """

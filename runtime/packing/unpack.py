@@ -1,8 +1,8 @@
-"""Taking a pack apart: every byte is checked, and a stopped unpacking goes on where it was.
+"""Taking a pack apart: every byte is checked, and a stopped unpacking continues where it was.
 
 Files are written to a hidden folder beside the target, which takes the target's name when all of
 them are complete. A file that is not complete yet ends in ``.part``; the next attempt compares it
-with the pack and goes on where the two differ, whatever a loss of power left.
+with the pack and continues where the two differ, whatever a loss of power left.
 
 Anybody may have prepared a folder of that name. What is found in it is used only if it is this
 user's own, no link of any kind, part of the pack, and has the pack's bytes.

@@ -43,7 +43,7 @@ class LineRequests:
         chat: put prompts into the chat template; else continue plain text.
         system: system message of each chat.
         as_json: lines are JSON objects.
-        dialogue: one dialogue that all lines go on with; None: each line stands for itself.
+        dialogue: one dialogue that all lines continue; None: lines are independent.
         answered: called with every answer that was generated, complete or interrupted.
     """
 

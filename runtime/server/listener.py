@@ -29,7 +29,7 @@ AnswerLine = Callable[[bytes | None, Send], None]
 
 
 class ClientGone(Exception):
-    """Whoever asked does not read the answer."""
+    """The client that asked does not read the answer any more."""
 
 
 @contextmanager

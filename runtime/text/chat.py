@@ -52,7 +52,7 @@ class ChatTemplate:
             add_generation_prompt: whether to end with what begins the model's answer.
 
         Raises:
-            InputError: ``messages`` are none, or the template refuses them.
+            InputError: ``messages`` is empty, or the template refuses it.
         """
         checked = [_check_message(message) for message in _check_list(messages)]
         try:

@@ -42,8 +42,8 @@ class TextFiles:
         """
         if not self.has_tokenizer:
             raise InputError(
-                f"{self._bundle.folder}: text needs tokenizer.json, which this bundle has not; use "
-                "token ids, or re-export a checkpoint that has it"
+                f"{self._bundle.folder}: text needs tokenizer.json, and this bundle has none; use "
+                "token ids, or re-export a checkpoint that has one"
             )
         return Tokenizer(
             self._bundle.path("tokenizer.json"),
