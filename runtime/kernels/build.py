@@ -18,10 +18,11 @@ from pathlib import Path
 LIBRARY_NAME = "libshoal_kernels.so"
 SOURCES = Path(__file__).parent / "src"
 
+# c++2a: C++20 by the name that GCC 8 and 9 know, too.
 # -ffp-contract=off: results must not depend on what a compiler fuses; fused multiply-adds are
 # written out. Hidden visibility: nothing but the three exported functions can clash with others.
 COMPILE_FLAGS = (
-    "-std=c++17",
+    "-std=c++2a",
     "-O3",
     "-fPIC",
     "-pthread",
@@ -49,7 +50,7 @@ def find_compiler() -> str:
         if shutil.which(shlex.split(name)[0]):
             return name
     raise KernelBuildError(
-        f"native kernels: expected a C++17 compiler, found no {wanted or 'c++, g++ or clang++'}; "
+        f"native kernels: expected a C++20 compiler, found no {wanted or 'c++, g++ or clang++'}; "
         "install g++ or clang++, or set CXX"
     )
 

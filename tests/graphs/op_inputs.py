@@ -102,7 +102,7 @@ def tie_bound(
     return bound
 
 
-def with_nobody(
+def with_no_expert(
     rng: np.random.Generator, chosen: dict[str, Array], share: float
 ) -> dict[str, Array]:
     """Some of the chosen experts become the id that is no expert."""

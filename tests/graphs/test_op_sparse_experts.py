@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.op_inputs import E, choose, grid, tie_bound, with_nobody
+from tests.graphs.op_inputs import E, choose, grid, tie_bound, with_no_expert
 from tests.tolerances import FLOAT32_SUMS
 
 from shoal.export.model import ops as torch_ops
@@ -27,10 +27,10 @@ def check_forms(
     chosen: dict[str, Array],
     block_size: int = 16,
     *,
-    with_nobody: bool = False,
+    with_no_expert: bool = False,
 ) -> None:
     """Compare the three forms of both ops, over random weights of E experts."""
-    num_experts = max(E, int(chosen["expert_ids"].max()) + (0 if with_nobody else 1))
+    num_experts = max(E, int(chosen["expert_ids"].max()) + (0 if with_no_expert else 1))
     d, f, lead = 2 * block_size, 3 * block_size, chosen["expert_ids"].shape[:-1]
     x = grid(rng, (*lead, d), block_size)
     gate_up = rng.standard_normal((num_experts, 2 * f, d), np.float32) * np.float32(1 / d)
@@ -105,8 +105,8 @@ def test_experts_that_nobody_chose(models: OneOpModels, rng: np.random.Generator
 def test_the_id_after_the_last_is_no_expert(
     models: OneOpModels, rng: np.random.Generator, tokens: int, share: float
 ) -> None:
-    chosen = with_nobody(rng, choose(rng, (tokens,)), share)
-    check_forms(models, rng, chosen, with_nobody=True)
+    chosen = with_no_expert(rng, choose(rng, (tokens,)), share)
+    check_forms(models, rng, chosen, with_no_expert=True)
 
 
 def test_all_experts_chosen(models: OneOpModels, rng: np.random.Generator) -> None:

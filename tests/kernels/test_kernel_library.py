@@ -116,7 +116,7 @@ def test_no_compiler_is_one_line_on_stderr(monkeypatch: pytest.MonkeyPatch) -> N
     command = [sys.executable, "-m", "shoal.runtime.kernels.build"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: native kernels: expected a C++17 compiler")
+    assert done.stderr.startswith("error: native kernels: expected a C++20 compiler")
     assert len(done.stderr.splitlines()) == 1
 
 

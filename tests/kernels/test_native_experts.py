@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.graphs.one_op import Array, OneOpModels, assert_near
-from tests.graphs.op_inputs import choose, grid, tie_bound, with_nobody
+from tests.graphs.op_inputs import choose, grid, tie_bound, with_no_expert
 from tests.kernels.isas import BODIES_ROUND_ALIKE
 from tests.tolerances import FLOAT32_SUMS
 
@@ -96,7 +96,7 @@ def test_the_id_after_the_last_is_no_expert(
     models: OneOpModels, portable_models: OneOpModels, tokens: int, share: float
 ) -> None:
     inputs = make_inputs(5, tokens, experts=6, chosen=3, block_size=32)
-    inputs |= with_nobody(np.random.default_rng(6), inputs, share)
+    inputs |= with_no_expert(np.random.default_rng(6), inputs, share)
     found, bound = run(models, inputs), tie_bound(**inputs)
     assert_near(found, sparse_experts(**inputs), FLOAT32_SUMS, bound)
     if BODIES_ROUND_ALIKE:

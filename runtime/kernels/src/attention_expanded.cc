@@ -7,17 +7,15 @@ namespace shoal::attention {
 
 namespace {
 
-constexpr int64_t kTileTokens = 32;  // query rows that attend to a chunk at a time
-
 // Memory of one head's task.
 struct Workspace {
-  float *w_uk, *w_uv;  // the head's weights as floats: [nope, latent], [value, latent]
-  float* rows;         // of the cache, if they are no floats: [kChunkRows, latent + rope]
-  float* keys;         // [kChunkRows, nope + rope]
-  float* values;       // [kChunkRows, value]
-  float* queries;      // [tokens, nope + rope], scaled
-  float* scores;       // [kTileTokens, kChunkRows]
-  Parts all, tile;     // of [tokens] and [kTileTokens] rows, `value` wide
+  float *w_uk, *w_uv;      // the head's weights as floats: [nope, latent], [value, latent]
+  float* rows;             // of the cache, if they are no floats: [kChunkRows, latent + rope]
+  float* keys;             // [kChunkRows, nope + rope]
+  float* values;           // [kChunkRows, value]
+  float* queries;          // [tokens, nope + rope], scaled
+  float* scores;           // [kExpandedTileRows, kChunkRows]
+  SoftmaxState all, tile;  // of [tokens] and [kExpandedTileRows] rows, `value` wide
 
   Workspace(const Sizes& sizes, const Cache& cache) {
     const int64_t key = sizes.nope + sizes.rope;
@@ -28,9 +26,9 @@ struct Workspace {
     const size_t keys_place = layout.add<float>(kChunkRows * key);
     const size_t values_place = layout.add<float>(kChunkRows * sizes.value);
     const size_t queries_place = layout.add<float>(sizes.tokens * key);
-    const size_t scores_place = layout.add<float>(kTileTokens * kChunkRows);
-    const PartsPlace all_place(&layout, sizes.tokens, sizes.value);
-    const PartsPlace tile_place(&layout, kTileTokens, sizes.value);
+    const size_t scores_place = layout.add<float>(kExpandedTileRows * kChunkRows);
+    const SoftmaxPlace all_place(&layout, sizes.tokens, sizes.value);
+    const SoftmaxPlace tile_place(&layout, kExpandedTileRows, sizes.value);
     layout.allocate(Scratch::kTask);
     w_uk = layout.at<float>(w_uk_place);
     w_uv = layout.at<float>(w_uv_place);
@@ -80,15 +78,15 @@ void attend_head(const Sizes& sizes, const Tensors& tensors, int64_t head) {
     const int64_t count = std::min(kChunkRows, sizes.cached - start);
     expand(sizes, tensors.cache.read(start, count, work.rows), count, work);
     // Tokens before the chunk see nothing of it.
-    int64_t t = std::max<int64_t>(0, start - sizes.past()) / kTileTokens * kTileTokens;
-    for (; t < sizes.tokens; t += kTileTokens) {
-      const int64_t rows = std::min(kTileTokens, sizes.tokens - t);
+    int64_t t = std::max<int64_t>(0, start - sizes.past()) / kExpandedTileRows * kExpandedTileRows;
+    for (; t < sizes.tokens; t += kExpandedTileRows) {
+      const int64_t rows = std::min(kExpandedTileRows, sizes.tokens - t);
       const int64_t seen = std::min(count, sizes.past() + t + rows - start);
       attend_chunk(
           {work.queries + t * key, key, rows}, {work.keys, key, seen}, key, work.values, value,
           value, [&](int64_t r) { return sizes.past() + t + r + 1 - start; }, work.scores,
           work.tile);
-      for (int64_t r = 0; r < rows; ++r) join(work.all, t + r, work.tile, r, value);
+      for (int64_t r = 0; r < rows; ++r) merge(work.all, t + r, work.tile, r, value);
     }
   }
   for (int64_t t = 0; t < sizes.tokens; ++t) {

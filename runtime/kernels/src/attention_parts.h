@@ -1,7 +1,7 @@
-// What the two forms of latent attention share: sizes, the cache in chunks, and joining chunks.
+// What the two forms of latent attention share: sizes, the cache in chunks, and merging chunks.
 //
 // The cache is cut into chunks at fixed positions. A chunk gives each query row the largest score,
-// the sum of exponentials and the weighed sum of values; chunks are joined in order. So a row's
+// the sum of exponentials and the weighted sum of values; chunks are merged in order. So a row's
 // result does not depend on the number of threads.
 #pragma once
 
@@ -14,10 +14,9 @@
 #include "context.h"
 #include "isa.h"
 #include "scratch.h"
+#include "thresholds.h"
 
 namespace shoal::attention {
-
-constexpr int64_t kChunkRows = 64;  // cached tokens of one chunk
 
 struct Sizes {
   int64_t tokens, cached, heads, nope, rope, latent, value;
@@ -33,33 +32,33 @@ struct Tensors {
   float scale;
 };
 
-// Running result of some query rows.
-struct Parts {
-  float* sums;    // [rows, width]
-  float* maxima;  // [rows]
-  float* totals;  // [rows]
+// Online softmax of some query rows: what the chunks so far, or one of them, give.
+struct SoftmaxState {
+  float* sums;    // [rows, width]: of exponentials times values
+  float* maxima;  // [rows]: the largest score, which exponentials are relative to
+  float* totals;  // [rows]: of exponentials
 
-  Parts from(int64_t row, int64_t width) const {
+  SoftmaxState from(int64_t row, int64_t width) const {
     return {sums + row * width, maxima + row, totals + row};
   }
 };
 
-// Places of Parts in the scratch memory.
-struct PartsPlace {
+// Places of a SoftmaxState in the scratch memory.
+struct SoftmaxPlace {
   size_t sums, maxima, totals;
-  PartsPlace(ScratchLayout* layout, int64_t rows, int64_t width)
+  SoftmaxPlace(ScratchLayout* layout, int64_t rows, int64_t width)
       : sums(layout->add<float>(rows * width)),
         maxima(layout->add<float>(rows)),
         totals(layout->add<float>(rows)) {}
-  Parts at(const ScratchLayout& layout) const {
+  SoftmaxState at(const ScratchLayout& layout) const {
     return {layout.at<float>(sums), layout.at<float>(maxima), layout.at<float>(totals)};
   }
 };
 
-inline void clear(const Parts& parts, int64_t rows, int64_t width) {
-  std::fill_n(parts.sums, rows * width, 0.0f);
-  std::fill_n(parts.maxima, rows, -std::numeric_limits<float>::infinity());
-  std::fill_n(parts.totals, rows, 0.0f);
+inline void clear(const SoftmaxState& state, int64_t rows, int64_t width) {
+  std::fill_n(state.sums, rows * width, 0.0f);
+  std::fill_n(state.maxima, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(state.totals, rows, 0.0f);
 }
 
 // Rows of queries and the cached rows of one chunk.
@@ -74,25 +73,25 @@ struct Rows {
 template <class Visible>
 void attend_chunk(const Rows& queries, const Rows& keys, int64_t k, const float* values,
                   int64_t value_stride, int64_t width, const Visible& visible, float* scores,
-                  const Parts& parts) {
+                  const SoftmaxState& state) {
   g_isa->dot_rows(queries.data, queries.stride, queries.count, keys.data, keys.stride, keys.count,
                   k, scores, kChunkRows);
   for (int64_t r = 0; r < queries.count; ++r) {
     float* row = scores + r * kChunkRows;
     const int64_t count = std::clamp<int64_t>(visible(r), 0, keys.count);
-    parts.maxima[r] = -std::numeric_limits<float>::infinity();
-    parts.totals[r] = 0;
-    if (count > 0) g_isa->softmax_part(row, count, parts.maxima + r, parts.totals + r);
+    state.maxima[r] = -std::numeric_limits<float>::infinity();
+    state.totals[r] = 0;
+    if (count > 0) g_isa->softmax_part(row, count, state.maxima + r, state.totals + r);
     std::fill(row + count, row + keys.count, 0.0f);
   }
-  std::fill_n(parts.sums, queries.count * width, 0.0f);
+  std::fill_n(state.sums, queries.count * width, 0.0f);
   g_isa->add_weighted_rows(scores, kChunkRows, queries.count, values, value_stride, keys.count,
-                           width, parts.sums, width);
+                           width, state.sums, width);
 }
 
-// Joins what the next chunk gives one query row to what the chunks before gave.
-inline void join(const Parts& all, int64_t row, const Parts& next, int64_t next_row,
-                 int64_t width) {
+// Merges what the next chunk gives one query row into what the chunks before gave.
+inline void merge(const SoftmaxState& all, int64_t row, const SoftmaxState& next, int64_t next_row,
+                  int64_t width) {
   if (next.totals[next_row] == 0) return;
   const float max = std::max(all.maxima[row], next.maxima[next_row]);
   const float keep = std::exp(all.maxima[row] - max), take = std::exp(next.maxima[next_row] - max);

@@ -1,3 +1,4 @@
+// Calls of onnxruntime's C interface behind context.h, their failures as exceptions.
 #include "context.h"
 
 namespace shoal {
@@ -12,7 +13,10 @@ void check(ort::Status* status, const char* what) {
 
 std::string to_text(const Shape& shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ",";
+    text += std::to_string(shape[i]);
+  }
   return text + "]";
 }
 

@@ -1,6 +1,7 @@
 // What a kernel sees of ONNX Runtime: attributes, tensors and threads, with errors as exceptions.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -99,6 +100,16 @@ class Call {
         },
         static_cast<size_t>(count), &shared);
     if (shared.has_failed) throw std::runtime_error(shared.error);
+  }
+
+  // Cuts 0..total-1 into ranges of `step`, the last of which may be shorter, and runs
+  // task(first, count) for each, as `parallel` does.
+  template <class Task>
+  void parallel_ranges(int64_t total, int64_t step, const Task& task) const {
+    parallel((total + step - 1) / step, [&](int64_t i) {
+      const int64_t first = i * step;
+      task(first, std::min(step, total - first));
+    });
   }
 
  private:

@@ -1,4 +1,5 @@
-// The inner loops, in one version for each instruction set, chosen when the library is loaded.
+// The table of inner loops, one version for each instruction set, chosen when the library is
+// loaded.
 //
 // Every version gives the same bits for the int8 products: block sums are exact integers, and
 // blocks are added in order with fused multiply-adds. A row's result never depends on the rows
@@ -22,26 +23,30 @@
 
 namespace shoal {
 
+// The code of a weight of 0.
+constexpr int kZeroPoint = 128;
+
 // Rows of int8 activations: value = codes * scale, one scale for a block of neighbours.
 struct Int8Rows {
   int8_t* codes;     // [rows, k]
   float* scales;     // [rows, k / block]
-  int32_t* offsets;  // [rows, k / block]: -128 * (sum of the block's codes), see Int8Weight
+  int32_t* offsets;  // [rows, k / block]: -kZeroPoint * (sum of the block's codes), see Int8Weight
 };
 
-// A weight as it lies in the file: value = (codes - 128) * scale. Products use the codes as they
-// are, (w - 128) a = w a - 128 a, and start each block's sum at the activations' offset.
+// A weight as it lies in the file: value = (codes - kZeroPoint) * scale. Products use the codes as
+// they are, (w - 128) a = w a - 128 a, and start each block's sum at the activations' offset.
 struct Int8Weight {
   const uint8_t* codes;  // [rows, k]
   const float* scales;   // [rows, k / block]
   int64_t k;
   int64_t block;  // 16, 32, 64, 128 or 256; divides k
 
-  // The codes that the caller will multiply next, to be fetched meanwhile; null: the rows that
+  // The codes that the caller will multiply next, to be prefetched meanwhile; null: the rows that
   // follow. Addresses past the weight do no harm.
-  const uint8_t* then = nullptr;
+  const uint8_t* next_codes = nullptr;
 };
 
+// What every instruction set offers; isa_table-inl.h fills one in.
 struct Isa {
   const char* name;
 
@@ -58,7 +63,7 @@ struct Isa {
   // silu(gate) * up of [gate 0, up 0, gate 1, up 1, ...].
   void (*swiglu)(const float* gate_up, int64_t count, float* hidden);
 
-  // floats[i] = (codes[i] - 128) * scales[i / block]
+  // floats[i] = (codes[i] - kZeroPoint) * scales[i / block]
   void (*dequantize)(const uint8_t* codes, const float* scales, int64_t count, int64_t block,
                      float* floats);
 
@@ -92,7 +97,7 @@ extern const Isa kDotprodIsa;
 extern const Isa kI8mmIsa;
 #endif
 
-// The best one this processor has, or the one SHOAL_ISA names. Null: it names none that runs here.
+// The best table this processor can use, or the one SHOAL_ISA names. Null: it names none of those.
 const Isa* choose_isa();
 
 // The names SHOAL_ISA can have on this machine, comma-separated.

@@ -1,14 +1,8 @@
-// The AVX2 version of the inner loops. Everything that is compiled for AVX2 has internal linkage:
-// an inline function shared with other files could be kept in its AVX2 form and crash elsewhere.
+// The inner loops for AVX2 with FMA and F16C.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <cfloat>
-#include <cstdint>
-#include <initializer_list>
-#include <type_traits>
-
-#include "isa.h"
+#include "inl_includes.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -17,13 +11,13 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include "vec_avx2.h"
+#include "vec_avx2-inl.h"
 
 namespace shoal {
 namespace {
 
 struct Vec : Avx2 {
-  static constexpr int kTokens = 2;
+  static constexpr RegisterTiles kTiles = kAvx2Tiles;
   static constexpr bool kTakesOffsets = false;  // block_dots subtracts the zero point itself
 
   // |w| * (s with the sign of w), summed in fours: the instruction that multiplies bytes takes one
@@ -47,8 +41,7 @@ struct Vec : Avx2 {
 }  // namespace
 }  // namespace shoal
 
-#include "float_body.h"
-#include "int8_body.h"
+#include "isa_table-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -58,8 +51,7 @@ struct Vec : Avx2 {
 
 namespace shoal {
 
-const Isa kAvx2Isa = {"avx2",       quantize, product_dots,      swiglu,       dequantize,
-                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kAvx2Isa = make_isa("avx2", product_dots);
 
 }  // namespace shoal
 #endif

@@ -1,6 +1,4 @@
-// The AVX-512 version, with VNNI dot products, of the inner loops. Everything that is compiled for
-// AVX-512 has internal linkage: an inline function shared with other files could be kept in that
-// form and crash elsewhere.
+// The inner loops for AVX-512 with VNNI dot products, and tiles for products of many tokens.
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes its own "undefined" vectors in immintrin.h for uninitialized variables.
@@ -9,16 +7,11 @@
 #endif
 #include <immintrin.h>
 
-#include <cfloat>
-#include <cstdint>
-#include <initializer_list>
-#include <type_traits>
-
-#include "isa.h"
+#include "inl_includes.h"
 #include "scratch.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                          \
+#pragma clang attribute push(                                                               \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"))), \
     apply_to = function)
 #else
@@ -26,11 +19,9 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 
-#include "vec_avx512.h"
-
-#include "float_body.h"
-#include "int8_body.h"
-#include "tiles_avx512.h"
+#include "vec_avx512-inl.h"
+#include "isa_table-inl.h"
+#include "tiles_avx512-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -40,8 +31,7 @@
 
 namespace shoal {
 
-const Isa kAvx512VnniIsa = {"avx512vnni", quantize, product_tiles,     swiglu,       dequantize,
-                            widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kAvx512VnniIsa = make_isa("avx512vnni", product_tiles);
 
 }  // namespace shoal
 #endif

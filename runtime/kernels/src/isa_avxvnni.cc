@@ -1,17 +1,11 @@
-// The AVX2 version with VNNI dot products, which newer processors without AVX-512 have. Everything
-// that is compiled for it has internal linkage, as in isa_avx2.cc.
+// The inner loops for AVX2 with VNNI dot products, which newer processors without AVX-512 have.
 //
 // SHOAL_VNNI_AS_AVX512VL takes the same instruction in its AVX-512 form, so that processors that
 // have only that one can test this file.
-#include "isa.h"
+#include "inl_includes.h"
 
 #if defined(SHOAL_HAS_AVXVNNI)
 #include <immintrin.h>
-
-#include <cfloat>
-#include <cstdint>
-#include <initializer_list>
-#include <type_traits>
 
 #if defined(__clang__)
 #if defined(SHOAL_VNNI_AS_AVX512VL)
@@ -29,13 +23,13 @@
 #endif
 #endif
 
-#include "vec_avx2.h"
+#include "vec_avx2-inl.h"
 
 namespace shoal {
 namespace {
 
 struct Vec : Avx2 {
-  static constexpr int kTokens = 2;
+  static constexpr RegisterTiles kTiles = kAvx2Tiles;
   static constexpr bool kTakesOffsets = true;
 
   static __m256i dot(__m256i sum, __m256i w, __m256i s) {
@@ -58,8 +52,7 @@ struct Vec : Avx2 {
 }  // namespace
 }  // namespace shoal
 
-#include "float_body.h"
-#include "int8_body.h"
+#include "isa_table-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -69,8 +62,7 @@ struct Vec : Avx2 {
 
 namespace shoal {
 
-const Isa kAvxVnniIsa = {"avxvnni",    quantize, product_dots,      swiglu,       dequantize,
-                         widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kAvxVnniIsa = make_isa("avxvnni", product_dots);
 
 }  // namespace shoal
 #endif

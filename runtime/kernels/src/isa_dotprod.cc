@@ -1,16 +1,8 @@
-// The version for NEON with dot products of bytes (ARMv8.2 and newer). Everything that is compiled
-// for them has internal linkage: an inline function shared with other files could be kept in that
-// form and crash elsewhere.
+// The inner loops for NEON with dot products of bytes (ARMv8.2 and newer).
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-#include <cfloat>
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
-#include <type_traits>
-
-#include "isa.h"
+#include "inl_includes.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
@@ -19,13 +11,13 @@
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 
-#include "vec_neon.h"
+#include "vec_neon-inl.h"
 
 namespace shoal {
 namespace {
 
 struct Vec : Neon {
-  static constexpr int kTokens = 4;
+  static constexpr RegisterTiles kTiles = kDotprodTiles;
   static constexpr bool kTakesOffsets = false;
 
   template <int Tokens, int Step>
@@ -39,8 +31,7 @@ struct Vec : Neon {
 }  // namespace
 }  // namespace shoal
 
-#include "float_body.h"
-#include "int8_body.h"
+#include "isa_table-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -50,8 +41,7 @@ struct Vec : Neon {
 
 namespace shoal {
 
-const Isa kDotprodIsa = {"dotprod",    quantize, product_dots,      swiglu,       dequantize,
-                         widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kDotprodIsa = make_isa("dotprod", product_dots);
 
 }  // namespace shoal
 #endif

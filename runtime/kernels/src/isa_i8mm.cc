@@ -1,15 +1,9 @@
-// The version for NEON with products of byte matrices, 2 x 8 by 8 x 2 (i8mm, ARMv8.6 and newer).
-// Everything that is compiled for them has internal linkage, as in isa_dotprod.cc.
-#include "isa.h"
+// The inner loops for NEON with products of byte matrices, 2 x 8 by 8 x 2 (i8mm, ARMv8.6 and
+// newer).
+#include "inl_includes.h"
 
 #if defined(SHOAL_HAS_I8MM)
 #include <arm_neon.h>
-
-#include <cfloat>
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
-#include <type_traits>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod,i8mm"))), apply_to = function)
@@ -18,13 +12,13 @@
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 #endif
 
-#include "vec_neon.h"
+#include "vec_neon-inl.h"
 
 namespace shoal {
 namespace {
 
 struct Vec : Neon {
-  static constexpr int kTokens = 8;
+  static constexpr RegisterTiles kTiles = kI8mmTiles;
   static constexpr bool kTakesOffsets = true;
 
   template <int Tokens, int Step>
@@ -80,8 +74,7 @@ struct Vec : Neon {
 }  // namespace
 }  // namespace shoal
 
-#include "float_body.h"
-#include "int8_body.h"
+#include "isa_table-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -91,8 +84,7 @@ struct Vec : Neon {
 
 namespace shoal {
 
-const Isa kI8mmIsa = {"i8mm",       quantize, product_dots,      swiglu,       dequantize,
-                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kI8mmIsa = make_isa("i8mm", product_dots);
 
 }  // namespace shoal
 #endif

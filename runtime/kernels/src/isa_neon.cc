@@ -1,18 +1,16 @@
-// The version for NEON as every 64-bit ARM processor has it.
+// The inner loops for NEON as every 64-bit ARM processor has it.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-#include <initializer_list>
-#include <type_traits>
+#include "inl_includes.h"
 
-#include "isa.h"
-#include "vec_neon.h"
+#include "vec_neon-inl.h"
 
 namespace shoal {
 namespace {
 
 struct Vec : Neon {
-  static constexpr int kTokens = 2;
+  static constexpr RegisterTiles kTiles = kNeonTiles;
   static constexpr bool kTakesOffsets = false;
 
   // Two products fit into 16 bits: 2 * 128 * 127.
@@ -30,13 +28,11 @@ struct Vec : Neon {
 }  // namespace
 }  // namespace shoal
 
-#include "float_body.h"
-#include "int8_body.h"
+#include "isa_table-inl.h"
 
 namespace shoal {
 
-const Isa kNeonIsa = {"neon",       quantize, product_dots,      swiglu,       dequantize,
-                      widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kNeonIsa = make_isa("neon", product_dots);
 
 }  // namespace shoal
 #endif

@@ -1,15 +1,11 @@
-// The portable version of the inner loops.
-#include <initializer_list>
-#include <type_traits>
+// The inner loops in plain C++, for any processor.
+#include "inl_includes.h"
 
-#include "vec_portable.h"
-
-#include "float_body.h"
-#include "int8_body.h"
+#include "vec_portable-inl.h"
+#include "isa_table-inl.h"
 
 namespace shoal {
 
-const Isa kPortableIsa = {"portable",   quantize, product_dots,      swiglu,       dequantize,
-                          widen_halves, dot_rows, add_weighted_rows, softmax_part, blend};
+constexpr Isa kPortableIsa = make_isa("portable", product_dots);
 
 }  // namespace shoal

@@ -1,11 +1,12 @@
-// shoal::LatentAttention: checks its inputs, updates the cache and chooses the form that computes
-// less.
-
+// LatentAttention and LatentAttentionInt8Cache: check their inputs, update the cache and choose the
+// form that computes less.
+#include <algorithm>
 #include <cstring>
 
 #include "attention_parts.h"
 #include "half.h"
 #include "ops.h"
+#include "thresholds.h"
 #include "weights.h"
 
 namespace shoal {
@@ -14,14 +15,11 @@ namespace {
 
 using attention::Sizes;
 
-// Up to here the absorbed form runs whatever it costs, so that a token decoded alone and one that
-// is verified with its neighbours get the same bits.
-constexpr int64_t kFewTokens = 16;
-
-// Multiply-adds of one head: either the tokens' queries and results go through w_uk and w_uv and
-// meet rows of latents, or the cached rows go through them and meet keys and values.
+// Whether the expanded form takes fewer multiply-adds. Of one head: either the tokens' queries and
+// results go through w_uk and w_uv and meet rows of latents (absorbed), or the cached rows go
+// through them and meet keys and values (expanded).
 bool is_expanding_cheaper(const Sizes& sizes) {
-  if (sizes.tokens <= kFewTokens) return false;
+  if (sizes.tokens <= kAbsorbedUpToTokens) return false;
   const auto projection = static_cast<double>((sizes.nope + sizes.value) * sizes.latent);
   const auto tokens = static_cast<double>(sizes.tokens), cached = static_cast<double>(sizes.cached);
   const double pairs = tokens * (cached - tokens / 2);
@@ -32,14 +30,14 @@ bool is_expanding_cheaper(const Sizes& sizes) {
   return expanded < absorbed;
 }
 
-// What both ops have besides the cache, checked; `w` is the place of w_uk among the inputs.
-struct Given {
+// The inputs of both ops besides the cache, checked; `w` is the place of w_uk among them.
+struct AttentionInputs {
   Input<float> q_nope, q_rope, latent, k_rope;
   Input<uint8_t> w_uk, w_uv;
   Input<float> w_uk_scales, w_uv_scales;
   Sizes sizes{};
 
-  Given(const Call& call, size_t w, int64_t cached, int64_t block)
+  AttentionInputs(const Call& call, size_t w, int64_t cached, int64_t block)
       : q_nope(call.floats(0, 4)),
         q_rope(call.floats(1, 4)),
         latent(call.floats(2, 3)),
@@ -90,10 +88,10 @@ struct Given {
   }
 };
 
-// Copies the old rows where the runtime gave the output a buffer of its own; returns where the new
+// Copies the past rows where the runtime gave the output a buffer of its own; returns where the new
 // ones go.
 template <class T>
-T* keep_old(const Sizes& sizes, int64_t width, const T* cache, T* cache_out) {
+T* copy_past(const Sizes& sizes, int64_t width, const T* cache, T* cache_out) {
   const auto count = static_cast<size_t>(sizes.past() * width);
   if (cache_out != cache) std::memcpy(cache_out, cache, count * sizeof(T));
   return cache_out + count;
@@ -111,16 +109,16 @@ void quantize_latents(const Sizes& sizes, const float* latent, int64_t block, ui
   g_isa->quantize(latent, sizes.tokens, sizes.latent, block, sizes.latent / block,
                   {from, scales, layout.at<int32_t>(offsets_place)});
   std::transform(from, from + count, codes,
-                 [](int8_t code) { return static_cast<uint8_t>(code + 128); });
+                 [](int8_t code) { return static_cast<uint8_t>(code + kZeroPoint); });
 }
 
 // The new rows, each value converted.
 template <class T, class Convert>
-void append(const Given& given, T* rows, const Convert& convert) {
-  const Sizes& sizes = given.sizes;
+void append(const AttentionInputs& inputs, T* rows, const Convert& convert) {
+  const Sizes& sizes = inputs.sizes;
   for (int64_t t = 0; t < sizes.tokens; ++t) {
-    const float* latent = given.latent.data + t * sizes.latent;
-    const float* rope = given.k_rope.data + t * sizes.rope;
+    const float* latent = inputs.latent.data + t * sizes.latent;
+    const float* rope = inputs.k_rope.data + t * sizes.rope;
     rows = std::transform(latent, latent + sizes.latent, rows, convert);
     rows = std::transform(rope, rope + sizes.rope, rows, convert);
   }
@@ -137,12 +135,12 @@ void LatentAttention::compute(const Call& call) const {
   using attention::Cache;
   Cache cache{};
   const auto prepare = [&](const auto& found, Cache::Type type, auto* out, const auto& convert) {
-    const Given given(call, 5, found.shape[1], block_);
-    const Sizes& sizes = given.sizes;
+    const AttentionInputs inputs(call, 5, found.shape[1], block_);
+    const Sizes& sizes = inputs.sizes;
     call.expect_shape("cache", found.shape, {1, sizes.cached, sizes.row()});
-    append(given, keep_old(sizes, sizes.row(), found.data, out), convert);
+    append(inputs, copy_past(sizes, sizes.row(), found.data, out), convert);
     cache = {type, sizes.latent, sizes.rope, out, nullptr, nullptr, 0};
-    given.attend(call, cache, scale_, block_);
+    inputs.attend(call, cache, scale_, block_);
   };
   if (call.element_type(4) == ort::kFloat16) {
     const auto found = call.halves(4, 3);
@@ -165,8 +163,8 @@ void LatentAttentionInt8Cache::compute(const Call& call) const {
   const auto codes = call.codes(4, 3);
   const auto scales = call.floats(5, 3);
   const auto ropes = call.halves(6, 3);
-  const Given given(call, 7, codes.shape[1], block_);
-  const Sizes& sizes = given.sizes;
+  const AttentionInputs inputs(call, 7, codes.shape[1], block_);
+  const Sizes& sizes = inputs.sizes;
   check_blocks(call, "cache", sizes.latent, cache_block_);
   const int64_t blocks = sizes.latent / cache_block_;
   call.expect_shape("cache", codes.shape, {1, sizes.cached, sizes.latent});
@@ -176,15 +174,15 @@ void LatentAttentionInt8Cache::compute(const Call& call) const {
   uint8_t* codes_out = call.code_output(1, codes.shape);
   float* scales_out = call.float_output(2, scales.shape);
   uint16_t* ropes_out = call.half_output(3, ropes.shape);
-  quantize_latents(sizes, given.latent.data, cache_block_,
-                   keep_old(sizes, sizes.latent, codes.data, codes_out),
-                   keep_old(sizes, blocks, scales.data, scales_out));
-  std::transform(given.k_rope.data, given.k_rope.data + sizes.tokens * sizes.rope,
-                 keep_old(sizes, sizes.rope, ropes.data, ropes_out), half_of);
-  given.attend(call,
-               {attention::Cache::kInt8, sizes.latent, sizes.rope, codes_out, scales_out,
-                ropes_out, cache_block_},
-               scale_, block_);
+  quantize_latents(sizes, inputs.latent.data, cache_block_,
+                   copy_past(sizes, sizes.latent, codes.data, codes_out),
+                   copy_past(sizes, blocks, scales.data, scales_out));
+  std::transform(inputs.k_rope.data, inputs.k_rope.data + sizes.tokens * sizes.rope,
+                 copy_past(sizes, sizes.rope, ropes.data, ropes_out), half_of);
+  inputs.attend(call,
+                {attention::Cache::kInt8, sizes.latent, sizes.rope, codes_out, scales_out,
+                 ropes_out, cache_block_},
+                scale_, block_);
 }
 
 }  // namespace shoal

@@ -1,4 +1,5 @@
-// What the shared library exports.
+// What the shared library exports: the registration of its ops, and their names and the instruction
+// set's for Python.
 #include <mutex>
 #include <string>
 
@@ -75,8 +76,10 @@ SHOAL_EXPORT const char* shoal_op_names() {
     std::string text;
     size_t count = 0;
     const CustomOp* const* ops = all_ops(&count);
-    for (size_t i = 0; i < count; ++i)
-      text += (i ? "," : "") + std::string(ops[i]->get_name(ops[i]));
+    for (size_t i = 0; i < count; ++i) {
+      if (i > 0) text += ",";
+      text += ops[i]->get_name(ops[i]);
+    }
     return text;
   }();
   return names.c_str();

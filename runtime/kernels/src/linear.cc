@@ -1,29 +1,29 @@
+// Linear and PreciseLinear: quantize their input to int8 rows, one or two for each token, and
+// multiply these by the weight, task by task.
 #include <algorithm>
 
+#include "int8_rows.h"
 #include "isa.h"
 #include "ops.h"
 #include "scratch.h"
+#include "thresholds.h"
 #include "weights.h"
 
 namespace shoal {
 
 namespace {
 
-// Weight rows of one task. For a few tokens: about this many bytes, enough that handing out tasks
-// costs nothing and few enough that all threads end together. For many tokens: a panel whose
-// packed form stays in the second-level cache.
-constexpr int64_t kTaskBytes = 64 << 10;
-constexpr int64_t kManyTokens = 16;
-
-int64_t rows_per_task(int64_t k, int64_t tokens) {
-  const int64_t rows = kTaskBytes / k / 16 * 16;
-  return std::clamp<int64_t>(rows, tokens < kManyTokens ? 16 : 32, 256);
+// Weight rows of one task.
+int64_t rows_per_task(int64_t k, int64_t rows) {
+  const int64_t fitting = kTaskBytes / k / kMinTaskRows * kMinTaskRows;
+  const int64_t least = rows < kWholePanelTokens ? kMinTaskRows : kPanelRows;
+  return std::clamp<int64_t>(fitting, least, kMaxTaskRows);
 }
 
-// What int8 rows have lost of x: rest = x - codes * scale. As the rows are x rounded to a multiple
-// of the scale, the difference is exact or nearly so.
-void lost_by_rounding(const float* x, const Int8Rows& rows, int64_t count, int64_t block,
-                      float* rest) {
+// What int8 rows have lost of x by rounding: rest = x - codes * scale. As the rows are x rounded to
+// a multiple of the scale, the difference is exact or nearly so.
+void rounding_rest(const float* x, const Int8Rows& rows, int64_t count, int64_t block,
+                   float* rest) {
   for (int64_t b = 0; b < count / block; ++b) {
     for (int64_t i = b * block; i < (b + 1) * block; ++i) {
       rest[i] = x[i] - static_cast<float>(rows.codes[i]) * rows.scales[b];
@@ -61,31 +61,13 @@ void Linear::compute(const Call& call) const {
 
   // Row t is token t; rows tokens + t are the second terms.
   ScratchLayout layout;
-  const size_t codes = layout.add<int8_t>(rows_count * k_);
-  const size_t steps = layout.add<float>(rows_count * blocks);
-  const size_t offsets = layout.add<int32_t>(rows_count * blocks);
+  const RowsPlace place(&layout, rows_count, blocks, block_);
   layout.allocate(Scratch::kCall);
-  const Int8Rows rows{layout.at<int8_t>(codes), layout.at<float>(steps),
-                      layout.at<int32_t>(offsets)};
-  const auto rows_from = [&](int64_t row) {
-    return Int8Rows{rows.codes + row * k_, rows.scales + row * blocks, rows.offsets + row * blocks};
-  };
-
-  const int64_t strip = std::max<int64_t>(1, 32768 / k_);  // tokens quantized by one task
-  call.parallel((tokens + strip - 1) / strip, [&](int64_t i) {
-    const int64_t first = i * strip, count = std::min(strip, tokens - first);
-    const float* from = x.data + first * k_;
-    g_isa->quantize(from, count, k_, block_, blocks, rows_from(first));
-    if (terms_ == 1) return;
-    auto* rest = static_cast<float*>(scratch_bytes(Scratch::kTask, count * k_ * sizeof(float)));
-    lost_by_rounding(from, rows_from(first), count * k_, block_, rest);
-    g_isa->quantize(rest, count, k_, block_, blocks, rows_from(tokens + first));
-  });
+  const Int8Rows rows = place.at(layout);
+  quantize_terms(call, x.data, tokens, rows);
 
   const Int8Weight w{weight.data, scales.data, k_, block_};
-  const int64_t step = rows_per_task(k_, rows_count);
-  call.parallel((n_ + step - 1) / step, [&](int64_t i) {
-    const int64_t first = i * step, count = std::min(step, n_ - first);
+  call.parallel_ranges(n_, rows_per_task(k_, rows_count), [&](int64_t first, int64_t count) {
     if (terms_ == 1) {
       g_isa->product(w, first, count, rows, tokens, y + first, n_);
       return;
@@ -98,6 +80,21 @@ void Linear::compute(const Call& call) const {
       float* to = y + t * n_ + first;
       for (int64_t n = 0; n < count; ++n) to[n] = large[n] + small[n];
     }
+  });
+}
+
+void Linear::quantize_terms(const Call& call, const float* x, int64_t tokens,
+                            const Int8Rows& rows) const {
+  const int64_t blocks = k_ / block_;
+  call.parallel_ranges(tokens, rows_per_quantize_task(k_), [&](int64_t first, int64_t count) {
+    const float* from = x + first * k_;
+    const Int8Rows large = rows_from(rows, first, blocks, block_);
+    g_isa->quantize(from, count, k_, block_, blocks, large);
+    if (terms_ == 1) return;
+    auto* rest = static_cast<float*>(scratch_bytes(Scratch::kTask, count * k_ * sizeof(float)));
+    rounding_rest(from, large, count * k_, block_, rest);
+    g_isa->quantize(rest, count, k_, block_, blocks,
+                    rows_from(rows, tokens + first, blocks, block_));
   });
 }
 

@@ -1,5 +1,5 @@
-// Keeps the library loadable with a libstdc++ as old as onnxruntime itself accepts: headers of GCC 11
-// and newer call this function, and GCC 10 and older do not have it. Hidden: used in here only.
+// Keeps the library loadable with a libstdc++ as old as onnxruntime itself accepts: headers of GCC
+// 11 and newer call this function, and GCC 10 and older do not have it. Hidden: used in here only.
 #include <new>
 
 #ifdef __GLIBCXX__

@@ -1,6 +1,7 @@
 // The ops of the domain "shoal" that have a native kernel.
 #pragma once
 
+#include "isa.h"
 #include "register_op.h"
 
 namespace shoal {
@@ -21,10 +22,14 @@ class Linear {
   Linear(const Attributes& attributes, int terms);
 
  private:
+  // Row t of `rows` becomes token t of x; with two terms, row tokens + t what that has lost.
+  void quantize_terms(const Call& call, const float* x, int64_t tokens, const Int8Rows& rows) const;
+
   int64_t k_, n_, block_, terms_;
 };
 
-// shoal::PreciseLinear: the same with x as the sum of two int8 terms.
+// shoal::PreciseLinear: the same with x as the sum of two int8 terms, the second of which is what
+// rounding took from the first.
 class PreciseLinear : public Linear {
  public:
   static constexpr const char* kName = "PreciseLinear";

@@ -1,12 +1,15 @@
+// The memory behind scratch.h: one buffer for each slot and thread, which grows and is kept.
 #include "scratch.h"
 
 #include <new>
+
+#include "thresholds.h"
 
 namespace shoal {
 
 namespace {
 
-constexpr std::align_val_t kCacheLine{64};
+constexpr std::align_val_t kCacheLine{kCacheLineBytes};
 
 struct Buffers {
   void* data[static_cast<size_t>(Scratch::kCount)] = {};
@@ -27,7 +30,7 @@ void* scratch_bytes(Scratch slot, size_t bytes) {
     ::operator delete(all.data[index], kCacheLine);
     all.data[index] = nullptr;
     all.sizes[index] = 0;
-    all.data[index] = ::operator new(bytes + 64, kCacheLine);
+    all.data[index] = ::operator new(bytes + kCacheLineBytes, kCacheLine);
     all.sizes[index] = bytes;
   }
   return all.data[index];

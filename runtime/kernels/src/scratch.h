@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "thresholds.h"
+
 namespace shoal {
 
 enum class Scratch { kCall, kTask, kUnpacked, kPanel, kCount };
@@ -20,7 +22,8 @@ class ScratchLayout {
   template <class T>
   size_t add(int64_t count) {
     const size_t place = size_;
-    size_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    constexpr size_t kLine = kCacheLineBytes;
+    size_ += (static_cast<size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
     return place;
   }
   // Allocates what was reserved.

@@ -1,5 +1,6 @@
-// Vector primitives in plain C++: the meaning of vec_avx2.h and vec_avx512.h. Loops over eight
-// values, which compilers turn into whatever vectors the target has.
+// Vector primitives in plain C++, and the meaning of each: the other vec_*-inl.h offer the same.
+// Loops over eight values, which compilers turn into whatever vectors the target has. Included by
+// isa_portable.cc; as a vec_*-inl.h it defines Vec anew, so no two of them fit into one file.
 #pragma once
 
 #include <cmath>
@@ -7,17 +8,17 @@
 #include <cstring>
 
 #include "half.h"
+#include "isa.h"
+#include "thresholds.h"
 
 namespace shoal {
 namespace {
 
 struct Vec {
   static constexpr int kWidth = 8;
-  static constexpr int kDotRows = 2, kDotColumns = 4;  // register tile of dot_rows
-  static constexpr int kSumRows = 2, kSumVectors = 2;  // register tile of add_weighted_rows
+  static constexpr RegisterTiles kTiles = kPortableTiles;
   static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
-  static constexpr int kTokens = 2;                    // register tile of product
-  static constexpr bool kTakesOffsets = true;  // block_dots leaves the zero point to the offset
+  static constexpr bool kTakesOffsets = true;    // block_dots leaves the zero point to the offset
 
   struct F {
     float v[kWidth];
@@ -70,7 +71,7 @@ struct Vec {
   }
   // Nearest integer, ties to even, for |a| < 2^22: beyond 2^23 a float has no room for a fraction.
   static F round(F a) {
-    const float big = 12582912.0f;
+    const float big = 0x1.8p23f;
     return each([&](int i) { return (a.v[i] + big) - big; });
   }
   // a * 2^n for integral n in -126..127.
@@ -92,9 +93,9 @@ struct Vec {
     for (float x : a.v) r = r > x ? r : x;
     return r;
   }
-  // kWidth codes as code - 128.
+  // kWidth codes less their zero point.
   static F from_codes(const uint8_t* p) {
-    return each([&](int i) { return static_cast<float>(static_cast<int>(p[i]) - 128); });
+    return each([&](int i) { return static_cast<float>(static_cast<int>(p[i]) - kZeroPoint); });
   }
   // kWidth float16 values.
   static F from_halves(const uint16_t* p) {

@@ -1,9 +1,11 @@
-// Float32 loops over the vector primitives of the including file (struct Vec).
+// Float32 loops over the vector primitives of one instruction set. Included through isa_table-inl.h
+// by every isa_*.cc, whose struct Vec makes them other code in each.
 #pragma once
 
 #include <cstdint>
 
 #include "isa.h"
+#include "thresholds.h"
 
 namespace shoal {
 namespace {
@@ -11,11 +13,12 @@ namespace {
 // e^x for x in -87..88 (clamped), within about two units in the last place; NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2, where eight terms of the series for e^r suffice.
 Vec::F exp_of(Vec::F x) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;  // n * kLn2 is exact
   x = Vec::min(Vec::set(88.0f), Vec::max(Vec::set(-87.0f), x));
-  const Vec::F n = Vec::round(Vec::mul(x, Vec::set(1.44269504f)));
-  // ln 2 in two parts, the first with so few bits that n times it is exact.
-  Vec::F r = Vec::fma(n, Vec::set(-0.693359375f), x);
-  r = Vec::fma(n, Vec::set(2.12194440e-4f), r);
+  const Vec::F n = Vec::round(Vec::mul(x, Vec::set(kLog2E)));
+  Vec::F r = Vec::fma(n, Vec::set(-kLn2), x);
+  r = Vec::fma(n, Vec::set(-kLn2Rest), r);
   Vec::F sum = Vec::set(1.0f / 5040);
   for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
     sum = Vec::fma(sum, r, Vec::set(factor));
@@ -69,53 +72,51 @@ void widen_halves(const uint16_t* halves, int64_t count, float* floats) {
   }
 }
 
-// One register tile of dot_rows. Rows past the end repeat the last and are not stored. Fetch: also
-// ask for the columns `ahead` values further, which come from memory.
-template <int Rows, int Columns, bool Fetch>
-void dot_tile(const float* const a[Rows], const float* const b[Columns], int64_t k, int64_t ahead,
-              float* out, int64_t out_stride, int64_t valid_rows, int64_t valid_columns) {
-  Vec::F sums[Rows][Columns];
+// One register tile of dot_rows. Rows past the end repeat the last and are not stored. Fetch:
+// prefetch the columns `ahead` values further, which come from memory.
+template <int Rows, bool Fetch>
+void dot_tile(const float* const a[Rows], const float* const b[kDotColumns], int64_t k,
+              int64_t ahead, float* out, int64_t out_stride, int64_t valid_rows,
+              int64_t valid_columns) {
+  Vec::F sums[Rows][kDotColumns];
   for (auto& row : sums) {
     for (auto& each : row) each = Vec::zero();
   }
   const auto step = [&](const auto& load) {
-    Vec::F columns[Columns];
-    for (int c = 0; c < Columns; ++c) columns[c] = load(b[c]);
+    Vec::F columns[kDotColumns];
+    for (int c = 0; c < kDotColumns; ++c) columns[c] = load(b[c]);
     for (int r = 0; r < Rows; ++r) {
       const Vec::F row = load(a[r]);
-      for (int c = 0; c < Columns; ++c) sums[r][c] = Vec::fma(row, columns[c], sums[r][c]);
+      for (int c = 0; c < kDotColumns; ++c) sums[r][c] = Vec::fma(row, columns[c], sums[r][c]);
     }
   };
   int64_t i = 0;
   for (; i + Vec::kWidth <= k; i += Vec::kWidth) {
     if constexpr (Fetch) {
-      if (i % 16 == 0) {
-        for (int c = 0; c < Columns; ++c) __builtin_prefetch(b[c] + ahead + i, 0, 2);
+      if (i % kCacheLineFloats == 0) {
+        for (int c = 0; c < kDotColumns; ++c) __builtin_prefetch(b[c] + ahead + i, 0, 2);
       }
     }
     step([&](const float* p) { return Vec::load(p + i); });
   }
   if (i < k) step([&](const float* p) { return Vec::load_part(p + i, k - i); });
-  static_assert(Columns == 4, "sums of four vectors are taken together");
   for (int r = 0; r < valid_rows; ++r) {
     Vec::store4(out + r * out_stride, Vec::sum4(sums[r]), valid_columns);
   }
 }
 
-constexpr int64_t kDotBlockFloats = 5120;
-
 void dot_rows(const float* a, int64_t a_stride, int64_t m, const float* b, int64_t b_stride,
               int64_t n, int64_t k, float* out, int64_t out_stride) {
-  constexpr int kRows = Vec::kDotRows, kColumns = Vec::kDotColumns;
+  constexpr int kRows = Vec::kTiles.dot_rows;
   // Rows of a that stay in the first-level cache while all of b passes by.
   const int64_t fitting = kDotBlockFloats / (k + 1) / kRows * kRows;
   const int64_t block = fitting < kRows ? kRows : fitting;
   for (int64_t first = 0; first < m; first += block) {
     const int64_t end = first + block < m ? first + block : m;
-    for (int64_t c = 0; c < n; c += kColumns) {
-      const int64_t columns = n - c < kColumns ? n - c : kColumns;
-      const float* b_rows[kColumns];
-      for (int i = 0; i < kColumns; ++i) {
+    for (int64_t c = 0; c < n; c += kDotColumns) {
+      const int64_t columns = n - c < kDotColumns ? n - c : kDotColumns;
+      const float* b_rows[kDotColumns];
+      for (int i = 0; i < kDotColumns; ++i) {
         b_rows[i] = b + (c + (i < columns ? i : columns - 1)) * b_stride;
       }
       for (int64_t r = first; r < end; r += kRows) {
@@ -124,10 +125,10 @@ void dot_rows(const float* a, int64_t a_stride, int64_t m, const float* b, int64
         for (int i = 0; i < kRows; ++i) a_rows[i] = a + (r + (i < rows ? i : rows - 1)) * a_stride;
         float* to = out + r * out_stride + c;
         if (r == 0) {
-          dot_tile<kRows, kColumns, true>(a_rows, b_rows, k, kColumns * b_stride, to, out_stride,
-                                          rows, columns);
+          dot_tile<kRows, true>(a_rows, b_rows, k, kDotColumns * b_stride, to, out_stride, rows,
+                                columns);
         } else {
-          dot_tile<kRows, kColumns, false>(a_rows, b_rows, k, 0, to, out_stride, rows, columns);
+          dot_tile<kRows, false>(a_rows, b_rows, k, 0, to, out_stride, rows, columns);
         }
       }
     }
@@ -171,10 +172,11 @@ void sum_tile(const float* p, int64_t p_stride, const float* v, int64_t v_stride
 template <int Vectors>
 void sum_columns(const float* p, int64_t p_stride, int64_t m, const float* v, int64_t v_stride,
                  int64_t k, float* out, int64_t out_stride, int64_t last) {
+  constexpr int kRows = Vec::kTiles.sum_rows;
   int64_t r = 0;
-  for (; r + Vec::kSumRows <= m; r += Vec::kSumRows) {
-    sum_tile<Vec::kSumRows, Vectors>(p + r * p_stride, p_stride, v, v_stride, k,
-                                     out + r * out_stride, out_stride, last);
+  for (; r + kRows <= m; r += kRows) {
+    sum_tile<kRows, Vectors>(p + r * p_stride, p_stride, v, v_stride, k, out + r * out_stride,
+                             out_stride, last);
   }
   for (; r + 2 <= m; r += 2) {
     sum_tile<2, Vectors>(p + r * p_stride, p_stride, v, v_stride, k, out + r * out_stride,
@@ -188,11 +190,11 @@ void sum_columns(const float* p, int64_t p_stride, int64_t m, const float* v, in
 
 void add_weighted_rows(const float* p, int64_t p_stride, int64_t m, const float* v,
                        int64_t v_stride, int64_t k, int64_t width, float* out, int64_t out_stride) {
-  constexpr int64_t kWide = Vec::kSumVectors * Vec::kWidth;
+  constexpr int kVectors = Vec::kTiles.sum_vectors;
+  constexpr int64_t kWide = kVectors * Vec::kWidth;
   int64_t c = 0;
   for (; c + kWide <= width; c += kWide) {
-    sum_columns<Vec::kSumVectors>(p, p_stride, m, v + c, v_stride, k, out + c, out_stride,
-                                  Vec::kWidth);
+    sum_columns<kVectors>(p, p_stride, m, v + c, v_stride, k, out + c, out_stride, Vec::kWidth);
   }
   for (; c < width; c += Vec::kWidth) {
     const int64_t last = width - c < Vec::kWidth ? width - c : Vec::kWidth;

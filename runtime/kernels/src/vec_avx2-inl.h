@@ -1,6 +1,6 @@
-// Vector primitives for AVX2 with FMA, but for the int8 dot products, which isa_avx2.cc and
-// isa_avxvnni.cc add; see vec_portable.h for what each one means. Included by these only, where
-// the compiler may use the instructions.
+// Vector primitives for AVX2 with FMA, but for the int8 dot products; vec_portable-inl.h says what
+// each one means. Included by isa_avx2.cc and isa_avxvnni.cc, which add these products, where the
+// compiler may use their instructions: the same source gives each its own code.
 #pragma once
 
 #include <immintrin.h>
@@ -12,8 +12,6 @@ namespace {
 
 struct Avx2 {
   static constexpr int kWidth = 8;
-  static constexpr int kDotRows = 2, kDotColumns = 4;
-  static constexpr int kSumRows = 3, kSumVectors = 4;
   static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
 
   using F = __m256;

@@ -1,19 +1,19 @@
-// Vector primitives for AVX-512 with VNNI; see vec_portable.h for what each one means. Included by
-// isa_avx512vnni.cc only, where the compiler may use these instructions.
+// Vector primitives for AVX-512 with VNNI; vec_portable-inl.h says what each one means. Included by
+// isa_avx512vnni.cc, where the compiler may use these instructions, and by no other file.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "thresholds.h"
+
 namespace shoal {
 namespace {
 
 struct Vec {
   static constexpr int kWidth = 16;
-  static constexpr int kDotRows = 4, kDotColumns = 4;
-  static constexpr int kSumRows = 6, kSumVectors = 4;
-  static constexpr int kTokens = 4;
+  static constexpr RegisterTiles kTiles = kAvx512Tiles;
   static constexpr bool kTakesOffsets = true;
   static constexpr bool kPairsOfBlocks = true;
 

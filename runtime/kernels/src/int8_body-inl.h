@@ -1,4 +1,5 @@
-// int8 products over the vector primitives of the including file (struct Vec).
+// int8 products over the vector primitives of one instruction set. Included through isa_table-inl.h
+// by every isa_*.cc, whose struct Vec makes them other code in each.
 #pragma once
 
 #include <cfloat>
@@ -6,9 +7,12 @@
 #include <type_traits>
 
 #include "isa.h"
+#include "thresholds.h"
 
 namespace shoal {
 namespace {
+
+constexpr float kLargestCode = 127;
 
 void quantize_block(const float* x, int64_t block, int8_t* codes, float* scale, int32_t* offset) {
   Vec::F peak = Vec::zero(), odd_values = Vec::zero();
@@ -24,7 +28,7 @@ void quantize_block(const float* x, int64_t block, int8_t* codes, float* scale, 
     *offset = 0;
     return;
   }
-  const float step = Vec::largest(peak) / 127.0f;
+  const float step = Vec::largest(peak) / kLargestCode;
   *scale = step < FLT_MIN ? 0.0f : step;  // below it 1 / scale could overflow
   const Vec::F reciprocal = Vec::set(*scale > 0 ? 1.0f / *scale : 0.0f);
   Vec::F sums = Vec::zero();  // exact: integers below 2^24
@@ -33,7 +37,7 @@ void quantize_block(const float* x, int64_t block, int8_t* codes, float* scale, 
     Vec::store_int8(codes + i, rounded);
     sums = Vec::add(sums, rounded);
   }
-  *offset = -128 * static_cast<int32_t>(Vec::sum(sums));
+  *offset = -kZeroPoint * static_cast<int32_t>(Vec::sum(sums));
 }
 
 void quantize(const float* x, int64_t rows, int64_t k, int64_t block, int64_t to_row_blocks,
@@ -47,17 +51,17 @@ void quantize(const float* x, int64_t rows, int64_t k, int64_t block, int64_t to
   }
 }
 
-inline void fetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// Four weight rows (some repeated at the end of the weight) by Tokens activation rows. Fetch: also
-// ask for the next four.
+// kProductRows weight rows (some repeated at the end of the weight) by Tokens activation rows, in
+// steps of Step bytes. Fetch: also prefetch the rows that follow.
 template <int Tokens, int Step, bool Fetch>
-void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid, const Int8Rows& x,
-                  int64_t token, float* y, int64_t y_stride) {
+void product_tile(const Int8Weight& weight, const int64_t rows[kProductRows], int64_t valid,
+                  const Int8Rows& x, int64_t token, float* y, int64_t y_stride) {
   const int64_t blocks = weight.k / weight.block;
-  const uint8_t* w[4];
-  const float* s[4];
-  for (int r = 0; r < 4; ++r) {
+  const uint8_t* w[kProductRows];
+  const float* s[kProductRows];
+  for (int r = 0; r < kProductRows; ++r) {
     w[r] = weight.codes + rows[r] * weight.k;
     s[r] = weight.scales + rows[r] * blocks;
   }
@@ -72,8 +76,8 @@ void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid
       sums[t] = Vec::add_block(sums[t], dots[t], offset, x.scales[at], w_scales);
     }
     if constexpr (Fetch) {
-      if (b % 16 == 0) {
-        for (const float* each : s) fetch(each + 4 * blocks + b);
+      if (b % kCacheLineFloats == 0) {
+        for (const float* each : s) prefetch(each + kProductRows * blocks + b);
       }
     }
   };
@@ -82,8 +86,10 @@ void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid
     for (auto& each : w) {
       if constexpr (Fetch) {
         // Processors stop fetching ahead at the end of a 4 KiB page, which mapped files have; so
-        // ask for the next four rows (harmless past the end of the weight).
-        for (int64_t i = 0; i < bytes; i += 64) fetch(each + 4 * weight.k + i);
+        // ask for the rows that follow (harmless past the end of the weight).
+        for (int64_t i = 0; i < bytes; i += kCacheLineBytes) {
+          prefetch(each + kProductRows * weight.k + i);
+        }
       }
       each += bytes;
     }
@@ -108,15 +114,15 @@ void product_tile(const Int8Weight& weight, const int64_t rows[4], int64_t valid
   for (int t = 0; t < Tokens; ++t) Vec::store4(y + (token + t) * y_stride, sums[t], valid);
 }
 
-// All activation rows, four weight rows at a time: their bytes come from memory once and stay in
-// the first-level cache for the following activation rows.
+// All activation rows, kProductRows weight rows at a time: their bytes come from memory once and
+// stay in the first-level cache for the following activation rows.
 template <int Step>
 void product_by_rows(const Int8Weight& weight, int64_t first, int64_t count, const Int8Rows& x,
                      int64_t tokens, float* y, int64_t y_stride) {
-  for (int64_t n = 0; n < count; n += 4) {
-    const int64_t valid = count - n < 4 ? count - n : 4;
-    int64_t rows[4];
-    for (int r = 0; r < 4; ++r) rows[r] = first + n + (r < valid ? r : valid - 1);
+  for (int64_t n = 0; n < count; n += kProductRows) {
+    const int64_t valid = count - n < kProductRows ? count - n : kProductRows;
+    int64_t rows[kProductRows];
+    for (int r = 0; r < kProductRows; ++r) rows[r] = first + n + (r < valid ? r : valid - 1);
     int64_t t = 0;
     const auto take = [&](auto tile) {
       constexpr int kTile = decltype(tile)::value;
@@ -129,7 +135,7 @@ void product_by_rows(const Int8Weight& weight, int64_t first, int64_t count, con
         t += kTile;
       }
     };
-    take(std::integral_constant<int, Vec::kTokens>{});
+    take(std::integral_constant<int, Vec::kTiles.product_tokens>{});
     take(std::integral_constant<int, 2>{});
     take(std::integral_constant<int, 1>{});
   }

@@ -1,5 +1,6 @@
-// Vector primitives for NEON, but for the int8 dot products, which the including files add, each
-// for its own instructions; see vec_portable.h for what each one means.
+// Vector primitives for NEON, but for the int8 dot products; vec_portable-inl.h says what each one
+// means. Included by isa_neon.cc, isa_dotprod.cc and isa_i8mm.cc, which add these products, where
+// the compiler may use their instructions: the same source gives each its own code.
 #pragma once
 
 #include <arm_neon.h>
@@ -12,8 +13,6 @@ namespace {
 
 struct Neon {
   static constexpr int kWidth = 4;
-  static constexpr int kDotRows = 4, kDotColumns = 4;
-  static constexpr int kSumRows = 4, kSumVectors = 4;
   static constexpr bool kPairsOfBlocks = false;  // whether there is pair_dots, of two blocks of 32
 
   using F = float32x4_t;
