@@ -1,3 +1,4 @@
+// Which instruction sets this processor has, and the choice among them.
 #include "isa.h"
 
 #include <cstdlib>
@@ -5,7 +6,9 @@
 #include <string>
 #include <vector>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -15,22 +18,44 @@ const Isa* g_isa = nullptr;
 
 namespace {
 
+#if defined(__x86_64__)
+// cpuid is asked where clang 14's __builtin_cpu_supports does not know the name; that the system
+// saves the registers is known from AVX2 then.
+bool has_avx2() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c;
+}
+
+bool has_avx512vnni() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
 #if defined(SHOAL_HAS_AVXVNNI)
 bool has_avxvnni() {
 #if defined(SHOAL_VNNI_AS_AVX512VL)
-  return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  return has_avx2() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
-  return __builtin_cpu_supports("avxvnni");
+  constexpr unsigned kAvxVnni = 1u << 4;  // of eax in leaf 7, subleaf 1
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni) != 0;
 #endif
 }
+#endif
 #endif
 
 #if defined(__aarch64__)
 // Whether the system says that the processor has the instructions; NEON itself is always there.
-// Only Linux is asked: the bits are those of its interface (asm/hwcap.h).
+// Only Linux is asked: the bits are those of its interface, HWCAP_ASIMDDP and HWCAP2_I8MM of
+// asm/hwcap.h, which old headers lack.
+constexpr unsigned long kHwcapDotprod = 1UL << 20;
+constexpr unsigned long kHwcap2I8mm = 1UL << 13;
+
 bool has_dotprod() {
 #if defined(__linux__)
-  return (getauxval(AT_HWCAP) & (1UL << 20)) != 0;
+  return (getauxval(AT_HWCAP) & kHwcapDotprod) != 0;
 #else
   return false;
 #endif
@@ -38,7 +63,7 @@ bool has_dotprod() {
 
 bool has_i8mm() {
 #if defined(__linux__)
-  return has_dotprod() && (getauxval(AT_HWCAP2) & (1UL << 13)) != 0;
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0;
 #else
   return false;
 #endif
@@ -50,17 +75,11 @@ std::vector<const Isa*> available() {
   std::vector<const Isa*> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("f16c");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    found.push_back(&kAvx512VnniIsa);
-  }
+  if (has_avx512vnni()) found.push_back(&kAvx512VnniIsa);
 #if defined(SHOAL_HAS_AVXVNNI)
-  if (has_avx2 && has_avxvnni()) found.push_back(&kAvxVnniIsa);
+  if (has_avxvnni()) found.push_back(&kAvxVnniIsa);
 #endif
-  if (has_avx2) found.push_back(&kAvx2Isa);
+  if (has_avx2()) found.push_back(&kAvx2Isa);
 #elif defined(__aarch64__)
 #if defined(SHOAL_HAS_I8MM)
   if (has_i8mm()) found.push_back(&kI8mmIsa);
@@ -85,7 +104,10 @@ const Isa* choose_isa() {
 const char* isa_names() {
   static const std::string names = [] {
     std::string text;
-    for (const Isa* isa : available()) text += (text.empty() ? "" : ",") + std::string(isa->name);
+    for (const Isa* isa : available()) {
+      if (!text.empty()) text += ",";
+      text += isa->name;
+    }
     return text;
   }();
   return names.c_str();
