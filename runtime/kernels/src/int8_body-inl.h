@@ -85,7 +85,7 @@ void product_tile(const Int8Weight& weight, const int64_t rows[kProductRows], in
     codes += bytes;
     for (auto& each : w) {
       if constexpr (Fetch) {
-        // Processors stop fetching ahead at the end of a 4 KiB page, which mapped files have; so
+        // Processors stop prefetching at the end of a 4 KiB page, which mapped files have; so
         // ask for the rows that follow (harmless past the end of the weight).
         for (int64_t i = 0; i < bytes; i += kCacheLineBytes) {
           prefetch(each + kProductRows * weight.k + i);

@@ -16,7 +16,7 @@ namespace shoal {
 constexpr int64_t kCacheLineBytes = 64;
 constexpr int64_t kCacheLineFloats = kCacheLineBytes / int64_t{sizeof(float)};
 
-// How far ahead packing and unpacking ask for bytes. Processors stop fetching ahead at the end of a
+// How far ahead packing and unpacking ask for bytes. Processors stop prefetching at the end of a
 // 4 KiB page, which mapped files have. Measured for int8 products, which ask for the next four
 // rows: one token through V2-Lite's experts took 4.6 ms without and 1.7 ms with it.
 constexpr int64_t kPackPrefetchBytes = 512;
@@ -63,7 +63,7 @@ constexpr int64_t kPanelRows = 32;
 constexpr int kPanelTokens = 6;
 
 // From how many tokens on packing pays. Measured: from 12 on, and from 8 since the next rows are
-// fetched while a panel is computed, which took 8 % off a prompt of 128 tokens.
+// prefetched while a panel is computed, which took 8 % off a prompt of 128 tokens.
 constexpr int64_t kPackFromTokens = 8;
 
 // 4-bit weights: rows that are int8 codes at a time. Of many tokens, as many as are packed; of few,
