@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.bundle_manifest import count_parameters, token_read_bytes
+from shoal.export.checkpoint.open_checkpoint import open_headers
 from shoal.export.fidelity.text import TextChoice
 from shoal.export.plan import open_model, small_files, used_formats
 from shoal.graphs.contract import WEIGHTS_FILE
@@ -21,7 +22,7 @@ from shoal.graphs.recipes import DEFAULT_RECIPE, choose_recipe
 
 
 def dry_run_record(
-    checkpoint: Path,
+    checkpoint: str | Path,
     bundle: Path,
     *,
     weights: str = DEFAULT_RECIPE,
@@ -31,11 +32,13 @@ def dry_run_record(
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
     calibrate: Path | None = None,
     calibrate_tokens: int = DEFAULT_CALIBRATE_TOKENS,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> dict[str, Any]:
     """What ``export_bundle`` with the same arguments would do, as JSON-ready values.
 
     Args:
-        checkpoint: folder with config.json, headers of tensors and tokenizer files.
+        checkpoint: see ``export_bundle``; of one on the hub a few MB are fetched.
         bundle: the folder that would be made.
         weights: see ``export_bundle``, as for all that follow.
         block_size: as there.
@@ -44,6 +47,8 @@ def dry_run_record(
         fidelity_tokens: as there.
         calibrate: as there.
         calibrate_tokens: as there.
+        revision: as there.
+        token: as there.
 
     Raises:
         ConfigError: the architecture or a config key is not supported.
@@ -57,8 +62,9 @@ def dry_run_record(
         calibrate_tokens=calibrate_tokens,
     )
     recipe = choose_recipe(weights, block_size)
-    model = open_model(checkpoint, recipe, choice)
-    config, plan = model.config, model.graphs.plan
+    with open_headers(checkpoint, revision=revision, token=token) as opened:
+        model = open_model(opened, recipe, choice)
+    config, plan = opened.config, model.graphs.plan
     contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}
     files[WEIGHTS_FILE] = plan.total_bytes

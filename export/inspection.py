@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.export.bundle_manifest import token_share
-from shoal.export.checkpoint.open_checkpoint import open_weights, read_config
+from shoal.export.checkpoint.open_checkpoint import open_headers
 from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sources
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
 from shoal.graphs.manifest import TensorInfo
@@ -20,16 +20,24 @@ from shoal.graphs.recipes import DEFAULT_RECIPE, RECIPES, Recipe
 _FLOAT_BYTES = 4
 
 
-def checkpoint_report(folder: Path) -> dict[str, Any]:
+def checkpoint_report(
+    name: str | Path, *, revision: str | None = None, token: str | None = None
+) -> dict[str, Any]:
     """Everything ``shoal inspect`` says about a checkpoint, as JSON-ready values.
+
+    Args:
+        name: a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME on
+            the Hugging Face Hub, of which a few MB are fetched.
+        revision: branch, tag or commit of a checkpoint on the hub; None for the main branch.
+        token: for the hub; None for HF_TOKEN or a login, if there is one.
 
     Raises:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: tensors are missing, unexpected or of a wrong shape.
     """
-    _, config = read_config(folder)
-    checkpoint = open_weights(folder, config)
-    parameters = parameter_sources(config, checkpoint)
+    with open_headers(name, revision=revision, token=token) as checkpoint:
+        config, headers = checkpoint.config, checkpoint.tensors.headers
+        parameters = parameter_sources(config, checkpoint.tensors)
     int8, fp32 = (planned_tensors(parameters, recipe) for recipe in (RECIPES[DEFAULT_RECIPE], None))
     token_bytes = cache_token_bytes(
         config.kv_lora_rank, config.qk_rope_head_dim, config.num_hidden_layers
@@ -38,7 +46,7 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
     active = sum(count * token_share(config, name) for name, count in counts.items())
     return {
         "kind": "checkpoint",
-        "path": str(folder),
+        "path": checkpoint.name,
         "model_type": config.model_type,
         "num_hidden_layers": config.num_hidden_layers,
         "num_moe_layers": len(config.moe_layers),
@@ -47,7 +55,7 @@ def checkpoint_report(folder: Path) -> dict[str, Any]:
         "num_mtp_layers": parameters.num_mtp_layers,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
-        "dtypes": sorted({header.dtype for header in checkpoint.tensors.values()}),
+        "dtypes": sorted({header.dtype for header in headers.values()}),
         "parameters": sum(counts.values()),
         "active_parameters": round(active),
         "int8_bytes": sum(info.size for info in int8.values()),

@@ -1,7 +1,7 @@
-"""Export: from a checkpoint folder to a bundle folder.
+"""Export: from a checkpoint to a bundle folder.
 
-read config -> match tensor names -> build graphs -> write graphs -> stream weights (and measure
-fidelity) -> check -> write the manifest -> rename into place
+open the checkpoint -> match tensor names -> build graphs -> write graphs -> stream weights (and
+measure fidelity) -> check -> write the manifest -> rename into place
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx
 from torch import Tensor
 
 from shoal.export.bundle_manifest import build_manifest
+from shoal.export.checkpoint.open_checkpoint import open_checkpoint
 from shoal.export.fidelity.head_comparison import Fidelity
 from shoal.export.fidelity.measured_pass import move_and_measure
 from shoal.export.fidelity.text import TextChoice
@@ -23,7 +24,7 @@ from shoal.export.peak_memory import peak_memory_bytes
 from shoal.export.plan import ExportModel, open_model, small_files, used_formats
 from shoal.export.tracing.assemble import Graphs
 from shoal.export.transfer import Note, open_transfer
-from shoal.export.writing.folder import replaced_folder, writing
+from shoal.export.writing.folder import check_target, replaced_folder, writing
 from shoal.export.writing.journal import Journal, ResumePoint, fingerprint
 from shoal.export.writing.sinks import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
@@ -52,8 +53,8 @@ class ExportReport:
 
 
 def export_bundle(
-    checkpoint: Path,
-    bundle: Path,
+    checkpoint: str | Path,
+    bundle: str | Path,
     *,
     weights: str = DEFAULT_RECIPE,
     block_size: int | None = None,
@@ -64,12 +65,15 @@ def export_bundle(
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
     calibrate: Path | None = None,
     calibrate_tokens: int = DEFAULT_CALIBRATE_TOKENS,
+    revision: str | None = None,
+    token: str | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> ExportReport:
     """Export a checkpoint to a bundle.
 
     Args:
-        checkpoint: folder with config.json, *.safetensors and tokenizer files, or a GGUF file.
+        checkpoint: a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME
+            on the Hugging Face Hub.
         bundle: folder to make; appears complete or not at all.
         weights: a recipe of graphs/recipes.py, or "fp32".
         block_size: 8-bit weights per scale, 16 to 256, instead of the recipe's choice.
@@ -80,18 +84,24 @@ def export_bundle(
         fidelity_tokens: how many tokens of it to use at most.
         calibrate: UTF-8 text whose inputs of routed experts 4-bit weights are rounded for.
         calibrate_tokens: how many tokens of it to use at most.
+        revision: branch, tag or commit of a checkpoint on the hub; None for the main branch.
+        token: for the hub; None for HF_TOKEN or a login, if there is one.
         progress: called with (bytes written, bytes in all, tensor name).
 
     Raises:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: the checkpoint is incomplete or damaged.
         ExportError: the bundle cannot be written.
+        InputError: a revision of what is not on the hub was asked for.
     """
     start = time.monotonic()
+    bundle = Path(bundle)
     recipe = choose_recipe(weights, block_size)
+    check_target(bundle.absolute(), force)  # before anything is fetched
+    opened = open_checkpoint(checkpoint, revision=revision, token=token)
     with replaced_folder(bundle, force=force, keep=resume) as work:
         model = open_model(
-            checkpoint,
+            opened,
             recipe,
             TextChoice(
                 wanted=fidelity,
@@ -104,8 +114,8 @@ def export_bundle(
         files, measured = _write_files(bundle, work, model, resume, progress)
         _check_graphs(work, model.graphs)
         manifest = build_manifest(
-            config=model.config,
-            raw_config=model.raw_config,
+            config=opened.config,
+            raw_config=opened.raw_config,
             special_tokens=model.special_tokens,
             num_mtp_layers=model.parameters.num_mtp_layers,
             weights=weights,
@@ -137,7 +147,13 @@ def _write_files(
     texts = () if text is None else text.parts
     journal = Journal(
         work,
-        fingerprint(model.checkpoint, model.raw_config, plan, model.graphs.formats, texts),
+        fingerprint(
+            model.checkpoint.tensors,
+            model.checkpoint.raw_config,
+            plan,
+            model.graphs.formats,
+            texts,
+        ),
     )
     point = journal.read() if resume else None
     position = 0 if point is None else point.position
@@ -178,14 +194,14 @@ def move_weights(
         note: called after every layer with what the fidelity text has come to.
     """
     with open_transfer(
-        checkpoint=model.checkpoint,
+        checkpoint=model.checkpoint.tensors,
         sources=model.parameters.sources,
         plan=model.graphs.plan,
         formats=model.graphs.formats,
         sink=sink,
     ) as transfer:
         if model.text is not None:
-            return move_and_measure(transfer, model.config, model.text, resume, note)
+            return move_and_measure(transfer, model.checkpoint.config, model.text, resume, note)
         transfer.move_all(resume, note)
         return None
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import onnx
 
-from shoal.export.checkpoint.open_checkpoint import open_tokenizer, open_weights, read_config
-from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.open_checkpoint import Checkpoint
 from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sources
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.config.rope_scaling import LongRopeScaling
@@ -25,8 +22,6 @@ from shoal.graphs.recipes import Recipe, WeightFormat
 class ExportModel:
     """A checkpoint that was found complete, with what a bundle of it will look like."""
 
-    config: ModelConfig
-    raw_config: dict[str, Any]
     checkpoint: Checkpoint
     parameters: ParameterSources
     special_tokens: SpecialTokens
@@ -36,21 +31,30 @@ class ExportModel:
     notes: tuple[str, ...]
 
 
-def open_model(folder: Path, recipe: Recipe | None, choice: TextChoice) -> ExportModel:
-    """Everything of a checkpoint but its weights; what is quick to check is checked first."""
-    raw_config, config = read_config(folder)
-    checkpoint = open_weights(folder, config)
-    parameters = parameter_sources(config, checkpoint)
-    tokenizer, special_tokens = open_tokenizer(folder, raw_config, config.vocab_size)
+def open_model(checkpoint: Checkpoint, recipe: Recipe | None, choice: TextChoice) -> ExportModel:
+    """Plan a bundle; what is quick to check is checked first.
+
+    Args:
+        checkpoint: what it is made from.
+        recipe: how weights are stored, None for float32.
+        choice: the texts that ride along.
+
+    Raises:
+        ConfigError: the model cannot be built.
+        CheckpointError: tensors are missing, unexpected or of a wrong shape, or the tokenizer
+            cannot be read.
+        ExportError: a text cannot be used.
+    """
+    config = checkpoint.config
+    parameters = parameter_sources(config, checkpoint.tensors)
+    special_tokens, tokenizer = checkpoint.special_tokens, checkpoint.tokenizer
     check_calibration(recipe, choice)
     text, notes = None, (*parameters.notes, *_rope_notes(config))
     if choice.wanted and recipe is not None:
-        text, text_notes = fidelity_text(folder, tokenizer, config, choice)
+        text, text_notes = fidelity_text(tokenizer, checkpoint.path, config, choice)
         notes = (*notes, *text_notes)
     graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, recipe=recipe)
     return ExportModel(
-        config=config,
-        raw_config=raw_config,
         checkpoint=checkpoint,
         parameters=parameters,
         special_tokens=special_tokens,

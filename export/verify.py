@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal.export.checkpoint.open_checkpoint import read_config
+from shoal.export.checkpoint.open_checkpoint import open_checkpoint
 from shoal.export.fidelity.head_comparison import Fidelity
 from shoal.export.fidelity.text import TextChoice
 from shoal.export.pipeline import move_weights
-from shoal.export.plan import open_model, small_files
+from shoal.export.plan import ExportModel, open_model, small_files
 from shoal.export.writing.sinks import CompareSink, Progress
 from shoal.graphs.contract import MANIFEST_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
@@ -39,19 +39,24 @@ class VerifyReport:
 
 def verify_against_checkpoint(
     bundle: Path,
-    checkpoint: Path,
+    checkpoint: str | Path,
     *,
     fidelity_text: Path | None = None,
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
+    revision: str | None = None,
+    token: str | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> VerifyReport:
     """Derive every file of a bundle from the checkpoint again and compare.
 
     Args:
         bundle: the bundle folder; its own bytes are checked by ``shoal verify`` beforehand.
-        checkpoint: the checkpoint it is said to come from.
+        checkpoint: what it is said to come from: a Hugging Face folder (config.json and
+            *.safetensors), a .gguf file, or ORG/NAME on the Hugging Face Hub.
         fidelity_text: as in ``export_bundle``.
         fidelity_tokens: as in ``export_bundle``.
+        revision: as in ``export_bundle``.
+        token: as in ``export_bundle``.
         progress: called with (bytes compared, bytes in all, tensor name).
 
     Raises:
@@ -62,14 +67,15 @@ def verify_against_checkpoint(
     """
     where = bundle / MANIFEST_FILE
     manifest = read_manifest(where.read_text(encoding="utf-8"), where=str(where))
-    if read_config(checkpoint)[0] != manifest.config:
+    opened = open_checkpoint(checkpoint, revision=revision, token=token)
+    if opened.raw_config != manifest.config:
         raise ExportError(
             f"{bundle}: was made from a checkpoint with another config.json than {checkpoint}'s; "
             "name the right one or export it again"
         )
     is_calibrated = "calibration" in (manifest.fidelity or {})
     choice = TextChoice(wanted=not is_calibrated, path=fidelity_text, num_tokens=fidelity_tokens)
-    model = open_model(checkpoint, _recipe_of(manifest), choice)
+    model = open_model(opened, _recipe_of(manifest), choice)
     files = small_files(model)
     differing = [
         name
@@ -83,18 +89,21 @@ def verify_against_checkpoint(
         measured = move_weights(model, sink)
     finally:
         sink.close()
-    unchecked: tuple[str, ...] = ()
-    if is_calibrated:
-        formats = model.graphs.formats.items()
-        packed = [Parameter.parse(name) for name, form in formats if form.bits == 4]
-        rounded = [parameter for parameter in packed if parameter.layer is not None]
-        unchecked = tuple(str(tensor) for kept in rounded for tensor in (kept, kept.scales))
+    unchecked = _calibrated_tensors(model) if is_calibrated else ()
     return VerifyReport(
         tensors=len(manifest.tensors) - len(unchecked),
         differing=(*differing, *(name for name in sink.differing if name not in unchecked)),
         fidelity=measured,
         unchecked=unchecked,
     )
+
+
+def _calibrated_tensors(model: ExportModel) -> tuple[str, ...]:
+    """Names of what was rounded for a text, which the checkpoint alone does not give."""
+    formats = model.graphs.formats.items()
+    packed = [Parameter.parse(name) for name, form in formats if form.bits == 4]
+    rounded = [parameter for parameter in packed if parameter.layer is not None]
+    return tuple(str(tensor) for kept in rounded for tensor in (kept, kept.scales))
 
 
 def _content(path: Path) -> bytes | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import RuntimeFailure
+from shoal.graphs.model_forms import model_form
 
 EXPORT_MODULES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 EXPORT_INSTALL = "pip install 'shoal[export]'"
@@ -45,3 +47,19 @@ def load_export(module: str, *, what: str) -> Any:
             f"{'is' if len(missing) == 1 else 'are'} not installed: {EXPORT_INSTALL}"
         )
     return importlib.import_module(module)
+
+
+def load_for_checkpoint(module: str, name: str | Path, *, what: str) -> Any:
+    """``load_export`` for a name that could have been a bundle's.
+
+    Args:
+        module: see ``load_export``.
+        name: what the user gave; if it is a mistyped path, the message says so.
+        what: see ``load_export``.
+
+    Raises:
+        RuntimeFailure: see ``load_export``.
+    """
+    if model_form(name) == "hub":
+        what = f"{name}: no such bundle or checkpoint here, and asking the Hugging Face Hub"
+    return load_export(module, what=what)

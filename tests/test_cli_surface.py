@@ -59,8 +59,9 @@ SURFACE = {
         "BUNDLE",
     ],
     "verify": [*HUB, "--checkpoint", "BUNDLE"],
-    "inspect": ["BUNDLE|CHECKPOINT"],
+    "inspect": [*HUB, "BUNDLE|CHECKPOINT"],
     "eval": [
+        *HUB,
         *MACHINE,
         "--generate",
         "--html",
@@ -239,11 +240,15 @@ def test_missing_export_extra_says_what_to_install(
         ["verify", "b", "--checkpoint", str(tmp_path)],
         ["inspect", str(tmp_path)],
         ["eval", str(tmp_path)],
+        ["inspect", "no_such/bundle"],
+        ["eval", "no_such/bundle"],
     ):
         assert cli.main(argv) == 1
         err = capsys.readouterr().err
         assert "torch_of_nowhere, onnx_of_nowhere are not installed" in err
         assert "pip install 'shoal[export]'" in err
+        is_here = not argv[1].startswith("no_such")
+        assert is_here != ("no_such/bundle: no such bundle or checkpoint here" in err)
         assert err.count("\n") == 1
 
 

@@ -10,25 +10,14 @@ Source: DeepSeek-V3 (arXiv 2412.19437), section 3.3.2.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 from torch import Tensor
+
+from shoal.export.checkpoint.stored_tensors import TensorHeader
 
 FP8_DTYPE = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 SCALE_DTYPES = ("F32", "BF16", "F16")
-
-
-class Header(Protocol):
-    """What is known of a tensor before it is read."""
-
-    @property
-    def dtype(self) -> str:
-        """Safetensors name."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
 
 
 def scale_name(name: str) -> str:
@@ -42,7 +31,7 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ..
 
 
 def scale_problems(
-    name: str, headers: Mapping[str, Header], block: tuple[int, int]
+    name: str, headers: Mapping[str, TensorHeader], block: tuple[int, int]
 ) -> Iterator[str]:
     """What is wrong with the scales of the FP8 tensor ``name``: one clause each."""
     shape = headers[name].shape

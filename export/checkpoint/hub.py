@@ -1,7 +1,8 @@
 """Checkpoints by their name on the Hugging Face Hub: ORG/NAME becomes a folder in its cache.
 
 Only files that an export reads are fetched, never pickles and never code. What is in the cache
-(HF_HOME, HF_HUB_CACHE) is not fetched again and works offline. A folder of that name goes first.
+(HF_HOME, HF_HUB_CACHE) is not fetched again and works offline. What else a name can stand for, and
+what goes first, is said in graphs/model_forms.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, read_index
 from shoal.export.config.model_config import CONFIG_FILE
 from shoal.graphs.contract import TOKENIZER_FILES
-from shoal.graphs.errors import CheckpointError, InputError
+from shoal.graphs.errors import CheckpointError
+from shoal.graphs.model_forms import check_revision, model_form
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,7 +42,6 @@ SMALL_FILES = (
 )
 """Everything an export reads but the weights, by the names in use for it."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors")
 _HEADERS_AT_ONCE = 8
 
@@ -58,26 +59,32 @@ class HubAccess:
     token: str | None = None
 
 
-def local_checkpoint(name: str, access: HubAccess) -> Path:
-    """The folder of a checkpoint; one on the hub is fetched first.
+Announce = Callable[[str], None]
+"""Told what is about to be fetched; where there is one, a bar is shown on a terminal, too."""
+
+
+def local_checkpoint(name: str | Path, access: HubAccess, announce: Announce | None = None) -> Path:
+    """Where a checkpoint is; one on the hub is fetched first.
 
     Args:
-        name: a folder, or ORG/NAME on the hub.
+        name: a path, or ORG/NAME on the hub.
         access: used for the hub only.
+        announce: called before weights are fetched; None to fetch in silence.
 
     Raises:
         CheckpointError: the hub cannot be reached, or does not give the checkpoint away.
         InputError: a revision of a folder was asked for.
     """
-    if not _is_on_hub(name, access):
+    check_revision(name, access.revision)
+    if model_form(name) != "hub":
         return Path(name)
-    with _Repository(name, access) as repository:
-        return repository.fetch()
+    with _Repository(str(name), access) as repository:
+        return repository.fetch(announce)
 
 
 @contextlib.contextmanager
-def checkpoint_headers(name: str, access: HubAccess) -> Iterator[Path]:
-    """A folder like ``local_checkpoint``'s in which tensors have headers and maybe no values.
+def checkpoint_headers(name: str | Path, access: HubAccess) -> Iterator[Path]:
+    """A place like ``local_checkpoint``'s in which tensors have headers and maybe no values.
 
     Enough to say what an export would do: of a model of any size a few MB are fetched.
 
@@ -89,24 +96,14 @@ def checkpoint_headers(name: str, access: HubAccess) -> Iterator[Path]:
         CheckpointError: see ``local_checkpoint``.
         InputError: see ``local_checkpoint``.
     """
-    if not _is_on_hub(name, access):
+    check_revision(name, access.revision)
+    if model_form(name) != "hub":
         yield Path(name)
         return
     with tempfile.TemporaryDirectory(prefix="shoal-") as temporary:
-        with _Repository(name, access) as repository:
+        with _Repository(str(name), access) as repository:
             folder = repository.fetch_headers(Path(temporary))
         yield folder
-
-
-def _is_on_hub(name: str, access: HubAccess) -> bool:
-    if not Path(name).exists() and _HUB_ID.fullmatch(name):
-        return True
-    if access.revision is not None:
-        raise InputError(
-            f"{name}: --revision is for ORG/NAME on the Hugging Face Hub, found a path; leave it "
-            "out or check the name"
-        )
-    return False
 
 
 class _Repository:
@@ -137,12 +134,14 @@ class _Repository:
             if reason is not None:
                 raise CheckpointError(f"{self._name}: {reason}") from error
 
-    def fetch(self) -> Path:
+    def fetch(self, announce: Announce | None) -> Path:
         """Everything an export needs; returns the folder in the cache."""
         folder = self._fetch_small_files()
         weights = self._weight_files(folder)
-        self._announce(folder, weights)
-        bar = None if sys.stderr.isatty() else _hidden_bar()
+        to_fetch = self._bytes_to_fetch(folder, weights)
+        if announce is not None and to_fetch:
+            announce(f"fetching {self._name}, {to_fetch / 1e6:.1f} MB")
+        bar = None if announce is not None and sys.stderr.isatty() else _hidden_bar()
         return Path(
             self._api.snapshot_download(
                 self._name, revision=folder.name, allow_patterns=weights, tqdm_class=bar
@@ -191,10 +190,10 @@ class _Repository:
             )
         return files
 
-    def _announce(self, folder: Path, weights: list[str]) -> None:
-        """Say how much will be fetched, and refuse what does not fit on the disk."""
+    def _bytes_to_fetch(self, folder: Path, weights: list[str]) -> int:
+        """How much is not in the cache yet; refuses what does not fit on the disk."""
         if all((folder / file).exists() for file in weights):
-            return
+            return 0
         files = self._api.snapshot_download(
             self._name,
             revision=folder.name,
@@ -209,7 +208,7 @@ class _Repository:
                 f"{self._name}: needs {to_fetch / 1e9:.1f} GB in {folder.parents[1]}, of which "
                 f"{free / 1e9:.1f} GB are free; free some space or set HF_HOME"
             )
-        sys.stderr.write(f"export: fetching {self._name}, {to_fetch / 1e6:.1f} MB\n")
+        return to_fetch
 
     def _write_hole(self, folder: Path, file: str, revision: str) -> None:
         """A safetensors file with the header of the one on the hub and zeros without blocks."""

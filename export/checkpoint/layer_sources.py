@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from shoal.export.checkpoint.safetensors_files import TensorHeader
 from shoal.export.checkpoint.sources import (
     HeadPart,
     Shape,
@@ -26,6 +25,7 @@ from shoal.export.checkpoint.sources import (
     StackedGateUp,
     Zeros,
 )
+from shoal.export.checkpoint.stored_tensors import TensorHeader
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.parameters import EMBEDDING, FINAL_NORM, HEAD, Parameter, Place

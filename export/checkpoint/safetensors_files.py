@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shoal.export.checkpoint.fp8 import FP8_DTYPE, apply_scales, scale_name
+from shoal.export.checkpoint.stored_tensors import TensorHeader, problems_message
 from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
 
@@ -40,22 +40,12 @@ MAX_HEADER_BYTES = 100_000_000
 CHUNK_ITEMS = 1 << 19
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorHeader:
-    """Where one tensor lies and what it is."""
-
-    file: Path
-    dtype: str  # safetensors name, such as "BF16"
-    shape: tuple[int, ...]
-    offset: int  # bytes, from the start of the file
-
-
-class Checkpoint:
-    """A checkpoint folder whose files have been found whole.
+class SafetensorsFiles:
+    """The tensors of a checkpoint folder whose files have been found whole.
 
     Attributes:
-        folder: Where it is.
-        tensors: Header of every tensor, by its name in the checkpoint.
+        path: Of the folder.
+        headers: Header of every tensor, by its name in the checkpoint.
         fp8_block: Rows and columns of an FP8 matrix that share a scale.
         readable: Names of the types that can be read.
     """
@@ -63,14 +53,14 @@ class Checkpoint:
     readable = tuple(READABLE)
 
     def __init__(
-        self, folder: Path, tensors: dict[str, TensorHeader], fp8_block: tuple[int, int]
+        self, path: Path, tensors: dict[str, TensorHeader], fp8_block: tuple[int, int]
     ) -> None:
-        self.folder = folder
-        self.tensors = tensors
+        self.path = path
+        self.headers = tensors
         self.fp8_block = fp8_block
 
     @classmethod
-    def open(cls, folder: Path, fp8_block: tuple[int, int] = FP8_BLOCK) -> Checkpoint:
+    def open(cls, folder: Path, fp8_block: tuple[int, int] = FP8_BLOCK) -> SafetensorsFiles:
         """Check the files of ``folder`` and list their tensors; reads no weights.
 
         Args:
@@ -90,7 +80,7 @@ class Checkpoint:
         else:
             raise CheckpointError(_no_weights_message(folder))
         if problems:
-            raise CheckpointError(message(folder, problems, "download these files again"))
+            raise CheckpointError(problems_message(folder, problems, "download these files again"))
         return cls(folder, tensors, fp8_block)
 
     def read(self, name: str) -> Tensor:
@@ -100,12 +90,12 @@ class Checkpoint:
             CheckpointError: The file has changed since it was opened, or the tensor holds NaN or
                 infinite values.
         """
-        shape = self.tensors[name].shape
+        shape = self.headers[name].shape
         return self.read_rows(name, 0, shape[0]) if shape else self._read_items(name, 0, 1)[0]
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (exclusive) of the first axis of ``name``; see ``read``."""
-        header = self.tensors[name]
+        header = self.headers[name]
         row = math.prod(header.shape[1:])
         rows = self._read_items(name, start * row, stop * row)
         rows = rows.reshape(stop - start, *header.shape[1:])
@@ -121,12 +111,12 @@ class Checkpoint:
             return self._read_finite(name, start, stop)
         except OSError as exc:
             raise CheckpointError(
-                f"{self.tensors[name].file}: {name} cannot be read: {exc.strerror}; "
+                f"{self.headers[name].file}: {name} cannot be read: {exc.strerror}; "
                 "check the disk and leave the checkpoint alone during an export"
             ) from exc
 
     def _read_finite(self, name: str, start: int, stop: int) -> Tensor:
-        header = self.tensors[name]
+        header = self.headers[name]
         dtype = READABLE[header.dtype]
         # NumPy asks for huge pages, of which a new array has few to be filled with zeros first.
         items = torch.from_numpy(np.empty(stop - start, np.float32))
@@ -149,15 +139,6 @@ class Checkpoint:
                         "download the file again"
                     )
         return items
-
-
-def message(folder: Path, problems: list[str], advice: str) -> str:
-    """One line that names every problem of a checkpoint (beyond a hundred, their number)."""
-    shown = problems[:100]
-    if len(problems) > len(shown):
-        shown = [*shown, f"and {len(problems) - len(shown)} more"]
-    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-    return f"{folder}: {count}{'; '.join(shown)}; {advice}"
 
 
 def _fill(descriptor: int, tensor: Tensor) -> bool:

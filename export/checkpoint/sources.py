@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 class Reader(Protocol):
-    """What sources read from; ``Checkpoint`` is one."""
+    """What sources read from; ``StoredTensors`` are one."""
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of the first axis of a checkpoint tensor, as float32."""

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from shoal.export.checkpoint.fp8 import FP8_DTYPE, scale_name, scale_problems
 from shoal.export.checkpoint.layer_sources import MOE_OUTPUT_NORM, layer_prefix, model_sources
-from shoal.export.checkpoint.safetensors_files import Checkpoint, TensorHeader, message
 from shoal.export.checkpoint.sources import Shape, Source
+from shoal.export.checkpoint.stored_tensors import (
+    StoredTensors,
+    TensorHeader,
+    problems_message,
+)
 from shoal.export.config.families.family import families
 from shoal.export.config.model_config import ModelConfig
 from shoal.graphs.errors import CheckpointError
@@ -40,14 +44,14 @@ class ParameterSources:
     notes: tuple[str, ...]
 
 
-def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterSources:
+def parameter_sources(config: ModelConfig, stored: StoredTensors) -> ParameterSources:
     """Match a checkpoint's tensors with the model's parameters.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected, of a wrong shape or of a type that cannot
             be read; all of them are named in one message.
     """
-    headers = checkpoint.tensors
+    headers = stored.headers
     num_mtp_layers, notes = _mtp_layers(config, headers)
     family = families()[config.model_type]
     sources = {
@@ -59,7 +63,7 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     known = wanted.keys() | set(scales)
     problems = [
         *(f"missing {name} {list(s)}" for name, s in wanted.items() if name not in headers),
-        *_mismatches(wanted, checkpoint),
+        *_mismatches(wanted, stored),
         *(
             f"unexpected {name} {list(headers[name].shape)}"
             for name in headers
@@ -68,7 +72,7 @@ def parameter_sources(config: ModelConfig, checkpoint: Checkpoint) -> ParameterS
     ]
     if problems:
         advice = "config.json and the weights must belong together: download both again"
-        raise CheckpointError(message(checkpoint.folder, problems, advice))
+        raise CheckpointError(problems_message(stored.path, problems, advice))
     return ParameterSources(sources=sources, num_mtp_layers=num_mtp_layers, notes=notes)
 
 
@@ -78,18 +82,18 @@ def wanted_tensors(config: ModelConfig) -> dict[str, Shape]:
     return {name: shape for source in sources for name, shape in source.tensors.items()}
 
 
-def _mismatches(wanted: Mapping[str, Shape], checkpoint: Checkpoint) -> Iterator[str]:
-    headers = checkpoint.tensors
+def _mismatches(wanted: Mapping[str, Shape], stored: StoredTensors) -> Iterator[str]:
+    headers = stored.headers
     for name, shape in wanted.items():
         if name not in headers:
             continue
         found = headers[name]
         if found.shape != shape:
             yield f"{name}: expected shape {list(shape)}, found {list(found.shape)}"
-        if found.dtype not in checkpoint.readable:
-            yield f"{name}: expected {', '.join(checkpoint.readable)}, found {found.dtype}"
+        if found.dtype not in stored.readable:
+            yield f"{name}: expected {', '.join(stored.readable)}, found {found.dtype}"
         if found.dtype == FP8_DTYPE:
-            yield from scale_problems(name, headers, checkpoint.fp8_block)
+            yield from scale_problems(name, headers, stored.fp8_block)
 
 
 def _mtp_layers(

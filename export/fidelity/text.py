@@ -75,13 +75,13 @@ def check_calibration(recipe: Recipe | None, choice: TextChoice) -> None:
 
 
 def fidelity_text(
-    folder: Path, files: dict[str, bytes], config: ModelConfig, choice: TextChoice
+    files: dict[str, bytes], where: Path, config: ModelConfig, choice: TextChoice
 ) -> tuple[FidelityText | None, tuple[str, ...]]:
     """The text to measure fidelity on, or a note why there is none.
 
     Args:
-        folder: the checkpoint, for messages.
-        files: content of its tokenizer files by name.
+        files: content of the checkpoint's tokenizer files by name.
+        where: the checkpoint, for messages.
         config: of the model, which bounds windows and token ids.
         choice: what the user asked for.
 
@@ -91,15 +91,15 @@ def fidelity_text(
     """
     if TOKENIZER_FILE not in files:
         return None, ("fidelity was not measured: the checkpoint has no tokenizer",)
+    tokenizer = read_tokenizer(files[TOKENIZER_FILE], where / TOKENIZER_FILE)
     window = min(WINDOW, config.max_position_embeddings)
-    tokenizer = read_tokenizer(files[TOKENIZER_FILE], folder / TOKENIZER_FILE)
     name, ids_BT = fidelity_windows(tokenizer, choice.path, choice.num_tokens, window=window)
     calibration = _calibration(tokenizer, choice, ids_BT.shape[1])
     text = FidelityText(name=name, ids_BT=ids_BT, calibration=calibration)
     largest = int(text.all_ids.max())
     if largest >= config.vocab_size:
         raise CheckpointError(
-            f"{folder / TOKENIZER_FILE}: expected token ids below vocab_size {config.vocab_size}, "
+            f"{where / TOKENIZER_FILE}: expected token ids below vocab_size {config.vocab_size}, "
             f"found {largest}; config.json and tokenizer.json must belong together"
         )
     return text, ()

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shoal.export.config.model_config import load_config
-from shoal.export.model.load import load_model
+from shoal.export.checkpoint.open_checkpoint import open_checkpoint
+from shoal.export.model.load import model_of
 from shoal.export.model.wiring import LayerState
 
 _FLOAT_BYTES = 4
@@ -21,20 +21,33 @@ class CheckpointSubject:
     """The reference modules on a checkpoint's weights; has what the evaluation asks of a model.
 
     Args:
-        path: the checkpoint folder.
+        name: a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME on
+            the Hugging Face Hub.
         threads: threads that compute; None leaves it to torch.
+        revision: branch, tag or commit of a checkpoint on the hub; None for the main branch.
+        token: for the hub; None for HF_TOKEN or a login, if there is one.
 
     Raises:
         ConfigError: the architecture is not supported.
         CheckpointError: the checkpoint is incomplete or damaged.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        threads: int | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.config, config = load_config(path)
-        self._model = load_model(path)
-        self.path = path
+        checkpoint = open_checkpoint(name, revision=revision, token=token)
+        config = checkpoint.config
+        self._model = model_of(checkpoint)
+        self.name = checkpoint.name
+        self.config = checkpoint.raw_config
+        self.tokenizer = checkpoint.tokenizer
         self.weights = "float32"
         self.num_parameters = sum(weight.numel() for weight in self._model.parameters())
         self.weight_bytes = self.num_parameters * _FLOAT_BYTES

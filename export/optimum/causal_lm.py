@@ -19,7 +19,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from shoal.export.checkpoint.hub import HubAccess, local_checkpoint
 from shoal.export.optimum.cache_name import CACHE
 from shoal.export.optimum.context_cache import ContextCache
 from shoal.export.pipeline import export_bundle
@@ -85,7 +84,8 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         """Open a bundle, or export a checkpoint first.
 
         Args:
-            model_id: a bundle folder; with ``export`` a checkpoint folder or ORG/NAME on the hub.
+            model_id: a bundle folder; with ``export`` a Hugging Face folder (config.json and
+                *.safetensors), a .gguf file, or ORG/NAME on the Hugging Face Hub.
             export: whether to export, to a temporary folder that goes away with the model.
             weights: as in ``export_bundle``.
             block_size: as in ``export_bundle``.
@@ -99,12 +99,17 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         """
         if not export:
             return cls(open_bundle(model_id, kernels=kernels, threads=threads))
-        checkpoint = local_checkpoint(str(model_id), HubAccess(revision=revision, token=token))
         folder = Path(tempfile.mkdtemp(prefix="shoal-"))
         try:
             bundle = folder / "bundle"
             export_bundle(
-                checkpoint, bundle, weights=weights, block_size=block_size, fidelity=False
+                model_id,
+                bundle,
+                weights=weights,
+                block_size=block_size,
+                fidelity=False,
+                revision=revision,
+                token=token,
             )
             model = cls(open_bundle(bundle, kernels=kernels, threads=threads))
         except BaseException:

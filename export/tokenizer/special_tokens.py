@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,30 @@ class SpecialTokens:
     bos_token_id: int | None
 
 
-def read_special_tokens(folder: Path, raw_config: dict[str, Any], vocab_size: int) -> SpecialTokens:
-    """The special tokens of a checkpoint: of generation_config.json, else of config.json.
+Source = tuple[Path, dict[str, Any]]
+"""A file that may name special tokens, and what is in it."""
+
+
+def generation_config(folder: Path) -> Source:
+    """generation_config.json of a checkpoint folder; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    path = folder / GENERATION_CONFIG_FILE
+    return path, read_object(path)
+
+
+def read_special_tokens(sources: Sequence[Source], vocab_size: int) -> SpecialTokens:
+    """The special tokens of a checkpoint.
 
     Args:
-        folder: the checkpoint.
-        raw_config: its config.json.
+        sources: the files that may name them; of two that do the first counts.
         vocab_size: number of token ids.
 
     Raises:
-        CheckpointError: generation_config.json is no JSON object, or an id is none of the
-            vocabulary.
+        CheckpointError: an id is none of the vocabulary.
     """
-    path = folder / GENERATION_CONFIG_FILE
-    sources = [(path, read_object(path)), (folder / "config.json", raw_config)]
     eos = _token_ids("eos_token_id", sources, vocab_size)
     bos = _token_ids("bos_token_id", sources, vocab_size)
     return SpecialTokens(eos_token_ids=eos, bos_token_id=bos[0] if bos else None)
@@ -60,9 +71,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _token_ids(
-    key: str, sources: list[tuple[Path, dict[str, Any]]], vocab_size: int
-) -> tuple[int, ...]:
+def _token_ids(key: str, sources: Sequence[Source], vocab_size: int) -> tuple[int, ...]:
     """Token ids under ``key`` of the first source that has it; one id or a list of them."""
     for path, content in sources:
         value = content.get(key)

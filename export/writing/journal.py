@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.stored_tensors import StoredTensors
 from shoal.graphs.errors import ExportError
 from shoal.graphs.passes.weights import WeightPlan
 from shoal.graphs.recipes import WeightFormat
@@ -104,14 +104,14 @@ class Journal:
 
 
 def fingerprint(
-    checkpoint: Checkpoint,
+    stored: StoredTensors,
     raw_config: dict[str, Any],
     plan: WeightPlan,
     formats: dict[str, WeightFormat],
     texts: Sequence[Tensor],
 ) -> str:
     """Changes with everything that the bytes of the bundle depend on."""
-    files = sorted({header.file for header in checkpoint.tensors.values()})
+    files = sorted({header.file for header in stored.headers.values()})
     content = [
         version("shoal"),
         raw_config,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from shoal.graphs.model_forms import model_form
 from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.commands.checkpoints import fetch_checkpoint
 from shoal.runtime.commands.option_values import machine_options
 from shoal.runtime.console.progress import WorkProgress
 from shoal.runtime.console.report import write_grid, write_json, write_lines
@@ -16,6 +18,9 @@ from shoal.runtime.evaluation.table import grids, summary
 
 def eval_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal eval``."""
+    for name in (*args.models, args.reference):
+        if name is not None and model_form(name) == "hub":
+            fetch_checkpoint(name, args, what="evaluating a checkpoint")
     with WorkProgress("eval", "tokens") as progress:
         result = evaluate(
             args.models,
@@ -26,6 +31,8 @@ def eval_command(args: argparse.Namespace) -> int:
             save_reference=args.save_reference,
             tasks=args.tasks,
             generate=args.generate,
+            revision=args.revision,
+            token=args.token,
             progress=progress,
             **machine_options(args),
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal.graphs.manifest import Manifest
 from shoal.graphs.recipes import WeightFormat
+from shoal.runtime.commands.checkpoints import fetch_checkpoint
 from shoal.runtime.console.progress import READING_CHECKPOINT, WorkProgress
 from shoal.runtime.console.record_rows import (
     MEMORY_COLUMNS,
@@ -35,15 +36,16 @@ _load = functools.partial(load_export, what="export")
 
 def export_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal export``."""
-    folder, hub = _load("shoal.export.writing.folder"), _load("shoal.export.checkpoint.hub")
+    folder = _load("shoal.export.writing.folder")
     folder.check_target(args.bundle.absolute(), args.force)  # before anything is fetched
-    access = hub.HubAccess(revision=args.revision, token=args.token)
     if args.dry_run:
+        hub = {"revision": args.revision, "token": args.token}
         dry_run = _load("shoal.export.dry_run")
-        with hub.checkpoint_headers(args.checkpoint, access) as checkpoint:
-            record = dry_run.dry_run_record(checkpoint, args.bundle, **_export_options(args))
+        record = dry_run.dry_run_record(
+            args.checkpoint, args.bundle, **_export_options(args), **hub
+        )
     else:
-        record = _export(args, hub, access)
+        record = _export(args)
     if args.json:
         write_json(record)
     elif args.dry_run:
@@ -53,11 +55,11 @@ def export_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace, hub: Any, access: Any) -> dict[str, Any]:
+def _export(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and say what that did as JSON-ready values."""
     pipeline = _load("shoal.export.pipeline")
     with _stopped_like_ctrl_c():
-        checkpoint = hub.local_checkpoint(args.checkpoint, access)
+        checkpoint = fetch_checkpoint(args.checkpoint, args, what="export")
         with WorkProgress("export", every_share=0.1, opening=READING_CHECKPOINT) as progress:
             report = pipeline.export_bundle(
                 checkpoint,

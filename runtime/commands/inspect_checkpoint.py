@@ -7,14 +7,16 @@ from typing import Any
 
 from shoal.runtime.console.record_rows import MEMORY_COLUMNS, experts_text, memory_rows
 from shoal.runtime.console.report import write_grid, write_json, write_lines, write_pairs
-from shoal.runtime.extras import load_export
+from shoal.runtime.extras import load_for_checkpoint
 from shoal.runtime.units import format_bytes, format_count, format_rate
 
 
 def inspect_checkpoint(args: argparse.Namespace) -> int:
     """Carry out ``shoal inspect`` on a checkpoint."""
-    inspection = load_export("shoal.export.inspection", what="inspecting a checkpoint")
-    report = inspection.checkpoint_report(args.path)
+    inspection = load_for_checkpoint(
+        "shoal.export.inspection", args.path, what="inspecting a checkpoint"
+    )
+    report = inspection.checkpoint_report(args.path, revision=args.revision, token=args.token)
     if args.json:
         write_json(report)
     else:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.cache_types import CACHE_TYPES, graph_role
-from shoal.graphs.contract import MANIFEST_FILE
-from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes, context_lengths
 from shoal.graphs.manifest import Manifest
+from shoal.graphs.model_forms import check_revision, is_checkpoint
 from shoal.graphs.recipes import WeightFormat
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.inspect_checkpoint import inspect_checkpoint
@@ -28,37 +27,19 @@ def inspect_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal inspect``.
 
     Raises:
-        InputError: the path leads neither to a bundle nor to a checkpoint.
+        InputError: the name is neither a bundle's nor a checkpoint's.
         RuntimeFailure: a checkpoint, and the export extra is not installed.
     """
     if is_checkpoint(args.path):
         return inspect_checkpoint(args)
+    check_revision(args.path, args.revision)
     bundle = Bundle.open(args.path)
-    report = bundle_report(args.path, bundle.manifest)
+    report = bundle_report(Path(args.path), bundle.manifest)
     if args.json:
         write_json(report)
     else:
         _write_report(report)
     return 0
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path leads to a checkpoint; if not, it leads to a bundle.
-
-    Raises:
-        InputError: it leads to neither.
-    """
-    if (path / MANIFEST_FILE).exists():
-        return False
-    if path.suffix == ".gguf" and path.is_file():
-        return True
-    if (path / "config.json").exists() or any(path.glob("*.safetensors")):
-        return True
-    found = "an empty or other folder" if path.is_dir() else "no such folder"
-    raise InputError(
-        f"{path}: expected a bundle ({MANIFEST_FILE}) or a checkpoint (config.json and "
-        f"*.safetensors, or a .gguf file), found {found}; check the path"
-    )
 
 
 def bundle_report(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -28,7 +28,7 @@ __all__ = ["add_common_options", "build_parser", "version"]
 DESCRIPTION = """\
 Export DeepSeek-family checkpoints (MLA, MoE, MTP) to int8 ONNX bundles and run them on any CPU.
 
-  shoal export checkpoints/tiny-v3 build/tiny      checkpoint folder -> bundle folder
+  shoal export checkpoints/tiny-v3 build/tiny      checkpoint -> bundle folder
   shoal run build/tiny --prompt "Once upon"        bundle -> text
 
 The result goes to stdout, progress and speed to stderr. Exit status: 0 done, 1 it failed (one line
@@ -46,7 +46,7 @@ class Verb:
 
 VERBS = {
     "export": Verb(
-        help="make a bundle from a Hugging Face checkpoint folder or a GGUF file",
+        help="make a bundle from a checkpoint",
         add_options=add_export_options,
     ),
     "run": Verb(help="generate text, or chat when no prompt is given", add_options=add_run_options),

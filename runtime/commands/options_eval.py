@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shoal.graphs.model_forms import CHECKPOINT_FORMS
 from shoal.runtime.commands.option_types import non_negative_int, positive_int
-from shoal.runtime.commands.options_common import add_machine_options
+from shoal.runtime.commands.options_common import add_hub_options, add_machine_options
 from shoal.runtime.evaluation.defaults import DEFAULT_WINDOW
 
 
@@ -16,7 +17,7 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
         "Run models on the same texts and tasks and measure perplexity, bits per byte, accuracy "
         "and, against a reference, KL divergence and agreement on tokens and experts, with 95 % "
         "confidence intervals. A model is a bundle or, with the export extra, a checkpoint, which "
-        "is read in float32. All models are open at once; models that do not fit in memory "
+        "runs in float32. All models are open at once; models that do not fit in memory "
         "together can be measured one by one against a stored reference."
     )
     verb.epilog = (
@@ -26,7 +27,10 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
         "  shoal eval build/tiny --text book.txt --reference book.ref --html report.html"
     )
     verb.add_argument(
-        "models", metavar="BUNDLE|CHECKPOINT", type=Path, nargs="+", help="models to evaluate"
+        "models",
+        metavar="BUNDLE|CHECKPOINT",
+        nargs="+",
+        help=f"models to evaluate: bundle folders or checkpoints, each of them {CHECKPOINT_FORMS}",
     )
     verb.add_argument(
         "--text",
@@ -49,8 +53,7 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--reference",
-        metavar="PATH",
-        type=Path,
+        metavar="MODEL",
         help="bundle, checkpoint or stored reference to compare with (default: the first of "
         "several models)",
     )
@@ -80,4 +83,5 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--html", metavar="FILE", type=Path, help="also write a page with tables and plots"
     )
+    add_hub_options(verb)
     add_machine_options(verb)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
+from shoal.graphs.model_forms import CHECKPOINT_FORMS
 from shoal.graphs.recipes import BLOCK_SIZES, DEFAULT_RECIPE, FLOAT32, RECIPES, WEIGHT_CHOICES
 from shoal.runtime.commands.option_types import positive_int
 from shoal.runtime.commands.options_common import add_hub_options
@@ -14,22 +15,17 @@ from shoal.runtime.commands.options_common import add_hub_options
 def add_export_options(verb: argparse.ArgumentParser) -> None:
     """Set what ``shoal export`` takes."""
     verb.description = (
-        "Read a Hugging Face folder (config.json, *.safetensors, tokenizer files) or a GGUF file, "
-        "or fetch a folder from the Hugging Face Hub, and write a bundle: a folder that runs with "
-        "nothing but `pip install shoal`. Weights are streamed, so a model larger than memory can "
-        "be exported. The bundle appears only when it is complete and checked. Needs the export "
-        "extra: pip install 'shoal[export]'."
+        "Read a checkpoint and write a bundle: a folder that runs with nothing but `pip install "
+        "shoal`. Weights are streamed, so a model larger than memory can be exported. The bundle "
+        "appears only when it is complete and checked. Needs the export extra: pip install "
+        "'shoal[export]'."
     )
     verb.epilog = (
         "examples:\n"
         "  shoal export checkpoints/tiny-v3 build/tiny --weights int8\n"
         "  shoal export deepseek-ai/DeepSeek-V2-Lite build/lite --dry-run"
     )
-    verb.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="folder, .gguf file, or ORG/NAME on the hub",
-    )
+    verb.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_FORMS)
     add_bundle_options(verb)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from shoal.graphs.model_forms import CHECKPOINT_FORMS
+from shoal.runtime.commands.options_common import add_hub_options
 
 
 def add_inspect_options(verb: argparse.ArgumentParser) -> None:
     """Set what ``shoal inspect`` takes."""
     verb.description = (
-        "Read the manifest of a bundle, or config.json and the tensor headers of a checkpoint, "
+        "Read the manifest of a bundle, or the config and the tensor headers of a checkpoint, "
         "and say how many parameters the model has and uses, how many bytes a token reads, and "
         "how much memory it needs. A checkpoint needs the export extra."
     )
@@ -17,6 +19,6 @@ def add_inspect_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "path",
         metavar="BUNDLE|CHECKPOINT",
-        type=Path,
-        help="bundle or checkpoint: a folder or .gguf file",
+        help=f"bundle folder or checkpoint: {CHECKPOINT_FORMS}",
     )
+    add_hub_options(verb)

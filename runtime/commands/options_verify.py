@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from shoal.graphs.model_forms import CHECKPOINT_FORMS
 from shoal.runtime.commands.options_common import add_bundle, add_hub_options
 
 
@@ -20,6 +21,6 @@ def add_verify_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--checkpoint",
         metavar="CHECKPOINT",
-        help="what the bundle was made from: a folder, or ORG/NAME on the hub",
+        help=f"what the bundle was made from: {CHECKPOINT_FORMS}",
     )
     add_hub_options(verb)

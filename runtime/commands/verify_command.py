@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal.graphs.errors import ExportError, ShoalError
 from shoal.runtime.bundle import Bundle
+from shoal.runtime.commands.checkpoints import fetch_checkpoint
 from shoal.runtime.console.progress import READING_CHECKPOINT, WorkProgress
 from shoal.runtime.console.record_rows import fidelity_rows
 from shoal.runtime.console.report import write_json, write_lines, write_pairs
@@ -63,9 +64,7 @@ def verify_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         ExportError: something differs.
     """
     verify = load_export("shoal.export.verify", what="verify --checkpoint")
-    hub = load_export("shoal.export.checkpoint.hub", what="verify --checkpoint")
-    access = hub.HubAccess(revision=args.revision, token=args.token)
-    checkpoint = hub.local_checkpoint(args.checkpoint, access)
+    checkpoint = fetch_checkpoint(args.checkpoint, args, what="verify --checkpoint")
     with WorkProgress("verify", every_share=0.1, opening=READING_CHECKPOINT) as progress:
         report = verify.verify_against_checkpoint(args.bundle, checkpoint, progress=progress)
     if report.differing:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from shoal.graphs.errors import InputError
+from shoal.graphs.model_forms import model_form
 from shoal.runtime.evaluation.stored_reference import StoredReference
 from shoal.runtime.evaluation.subjects import (
     Subject,
@@ -74,7 +75,7 @@ class Contest:
         digests = {"tokenizer": self.tokenizer_sha256, "text": windows.sha256}
         self.stored.require({kind: (digests[kind], advice[kind]) for kind in advice})
         for subject in self.subjects:
-            other = f"{subject.path} is made from another config.json than the reference"
+            other = f"{subject.name} is made from another config.json than the reference"
             self.stored.require({"model": (config_sha256(subject), other)})
             self.stored.require_sizes(
                 [len(window.ids) for window in windows.windows],
@@ -85,7 +86,12 @@ class Contest:
 
 
 def open_contest(
-    models: Sequence[ModelOrPath], reference: ModelOrPath | None, **open_options: Any
+    models: Sequence[ModelOrPath],
+    reference: ModelOrPath | None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **open_options: Any,
 ) -> Contest:
     """Open the models; see ``evaluate`` for the arguments.
 
@@ -94,14 +100,23 @@ def open_contest(
     """
     stored = None
     entrants = list(models)
-    if reference is not None and not isinstance(reference, Model) and Path(reference).is_file():
+    if reference is not None and _is_stored(reference):
         stored = StoredReference(Path(reference))
     elif reference is not None:
         # The reference comes first, whether or not it was named among the models.
         entrants = [reference, *(m for m in entrants if _place(m) != _place(reference))]
     if not entrants:
         raise InputError("evaluate: expected a bundle or a checkpoint, found none; name one")
-    subjects = [open_subject(model, **open_options) for model in entrants]
+    on_hub = [_is_on_hub(model) for model in entrants]
+    if revision is not None and not any(on_hub):
+        raise InputError(
+            "revision: expected ORG/NAME on the Hugging Face Hub among the models, found none; "
+            "leave it out or check the names"
+        )
+    subjects = [
+        open_subject(model, revision=revision if is_hub else None, token=token, **open_options)
+        for model, is_hub in zip(entrants, on_hub, strict=True)
+    ]
     tokenizer, digest = shared_tokenizer(subjects)
     return Contest(
         subjects=subjects,
@@ -112,12 +127,23 @@ def open_contest(
     )
 
 
+def _is_stored(reference: ModelOrPath) -> TypeGuard[str | Path]:
+    """Whether a file that ``save_reference`` wrote is meant; checkpoints can be files, too."""
+    if isinstance(reference, Model):
+        return False
+    return Path(reference).is_file() and model_form(reference) is None
+
+
+def _is_on_hub(model: ModelOrPath) -> bool:
+    return not isinstance(model, Model) and model_form(model) == "hub"
+
+
 def _place(model: ModelOrPath) -> Path:
     return (model.bundle.folder if isinstance(model, Model) else Path(model)).resolve()
 
 
 def _names(subjects: Sequence[Subject]) -> list[str]:
-    """The folders' names, or whole paths where names are not enough to tell models apart."""
-    names = [subject.path.resolve().name for subject in subjects]
-    paths = [str(subject.path) for subject in subjects]
+    """The last parts of the names, or all of them where that is not enough to tell models apart."""
+    names = [Path(subject.name).resolve().name for subject in subjects]
+    paths = [subject.name for subject in subjects]
     return names if len(set(names)) == len(names) else paths

@@ -52,13 +52,17 @@ def evaluate(
     save_reference: str | Path | None = None,
     tasks: Sequence[str | Path] = (),
     generate: int = 0,
+    revision: str | None = None,
+    token: str | None = None,
     progress: Progress = lambda done, total, what: None,
     **open_options: Any,
 ) -> Evaluation:
     """Measure how good models are on texts and tasks, and how close to a reference.
 
     Args:
-        models: open models, bundle folders or, with the export extra, checkpoint folders.
+        models: open models, bundle folders or, with the export extra, checkpoints, each of which is
+            a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME on the
+            Hugging Face Hub.
         texts: UTF-8 files, plain or .jsonl with a "text" in each line, also as .xz or .gz; none
             for the text that comes with shoal.
         window: tokens read at once, each window from an empty context.
@@ -68,6 +72,8 @@ def evaluate(
         save_reference: keep what the reference predicts in this file.
         tasks: files of multiple-choice items in HellaSwag's format.
         generate: compare this many greedy tokens after the first windows' beginnings; 0 for none.
+        revision: branch, tag or commit of the checkpoints on the hub; None for the main branch.
+        token: for the hub; None for HF_TOKEN or a login, if there is one.
         progress: called while tokens are read.
         open_options: those of ``open_bundle``, for bundles given as folders; ``threads`` holds for
             checkpoints too.
@@ -75,7 +81,7 @@ def evaluate(
     Raises:
         ShoalError: a model, text, task or reference cannot be read, or they do not belong together.
     """
-    contest = open_contest(models, reference, **open_options)
+    contest = open_contest(models, reference, revision=revision, token=token, **open_options)
     contest.check_window(window)
     cut = cut_windows([Path(text) for text in texts], contest.tokenizer, window, tokens)
     contest.check_stored(cut)

@@ -1,4 +1,4 @@
-"""What can be evaluated: bundles and, where the export extra is installed, checkpoint folders.
+"""What can be evaluated: bundles and, where the export extra is installed, checkpoints.
 
 T tokens   D hidden_size   W vocab_size   M MoE layers   K num_experts_per_tok
 """
@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import checksum
+from shoal.graphs.model_forms import is_checkpoint
 from shoal.runtime.engine.step import FloatArray
-from shoal.runtime.extras import load_export
+from shoal.runtime.extras import load_for_checkpoint
 from shoal.runtime.model import Model, open_bundle
-from shoal.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from shoal.runtime.text.tokenizer import Tokenizer, tokenizer_files, tokenizer_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ _LOGITS_AT_ONCE = 4 << 20  # 32 MB in float64, of which some five are held at a 
 class Subject(Protocol):
     """A model that can be evaluated. A checkpoint's is in shoal.export, hence a protocol."""
 
-    path: Path
+    name: str  # as it was given: a path, or ORG/NAME on the hub
     weights: str  # how they are held: "int8", "fp32", ..
     weight_bytes: int
     num_parameters: int
@@ -39,6 +39,7 @@ class Subject(Protocol):
     moe_layers: tuple[int, ...]
     num_experts_per_tok: int
     config: dict[str, Any]  # the checkpoint's config.json
+    tokenizer: dict[str, bytes]  # content of tokenizer files by name
 
     def read(self, ids: Sequence[int]) -> tuple[FloatArray, IntArray]:
         """Hidden states [T,D] and expert ids [M,T,K] of tokens in an empty context."""
@@ -55,7 +56,7 @@ class BundleSubject:
 
     def __init__(self, model: Model) -> None:
         manifest = model.manifest
-        self.path = model.bundle.folder
+        self.name = str(model.bundle.folder)
         self.weights = manifest.weights
         self.weight_bytes = sum(tensor.size for tensor in manifest.tensors.values())
         self.num_parameters = manifest.model.parameters
@@ -64,6 +65,7 @@ class BundleSubject:
         self.moe_layers = manifest.model.moe_layers
         self.num_experts_per_tok = manifest.model.num_experts_per_tok
         self.config = manifest.config
+        self.tokenizer = tokenizer_files(model.bundle.folder)
         self._model = model
         self._context = model.new_context()
 
@@ -84,11 +86,20 @@ class BundleSubject:
         return list(islice(self._model.generate(ids, max_new_tokens=count, stop_tokens=()), count))
 
 
-def open_subject(model: Model | str | Path, **open_options: Any) -> Subject:
+def open_subject(
+    model: Model | str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **open_options: Any,
+) -> Subject:
     """Open what is to be evaluated.
 
     Args:
-        model: an open model, a bundle folder or a checkpoint folder.
+        model: an open model, a bundle folder or a checkpoint, which is a Hugging Face folder
+            (config.json and *.safetensors), a .gguf file, or ORG/NAME on the Hugging Face Hub.
+        revision: branch, tag or commit of a checkpoint on the hub; None for the main branch.
+        token: for the hub; None for HF_TOKEN or a login, if there is one.
         open_options: for bundle folders, those of ``open_bundle``; of them a checkpoint takes
             ``threads``.
 
@@ -99,12 +110,15 @@ def open_subject(model: Model | str | Path, **open_options: Any) -> Subject:
     """
     if isinstance(model, Model):
         return BundleSubject(model)
-    path = Path(model)
-    if (path / "config.json").exists() and not (path / MANIFEST_FILE).exists():
-        module = load_export("shoal.export.model.subject", what="evaluating a checkpoint")
-        subject: Subject = module.CheckpointSubject(path, threads=open_options.get("threads"))
-        return subject
-    return BundleSubject(open_bundle(path, **open_options))
+    if not is_checkpoint(model):
+        return BundleSubject(open_bundle(model, **open_options))
+    module = load_for_checkpoint(
+        "shoal.export.model.subject", model, what="evaluating a checkpoint"
+    )
+    subject: Subject = module.CheckpointSubject(
+        model, threads=open_options.get("threads"), revision=revision, token=token
+    )
+    return subject
 
 
 def config_sha256(subject: Subject) -> str:
@@ -123,22 +137,22 @@ def shared_tokenizer(subjects: Sequence[Subject]) -> tuple[Tokenizer, str]:
     for other in subjects[1:]:
         if (_tokenizer(other)[1], other.vocab_size) != (digest, first.vocab_size):
             raise InputError(
-                f"{other.path}: expected the tokenizer of {first.path}, found another one; "
+                f"{other.name}: expected the tokenizer of {first.name}, found another one; "
                 "probabilities of different tokens cannot be compared, so evaluate them apart"
             )
     return tokenizer, digest
 
 
 def _tokenizer(subject: Subject) -> tuple[Tokenizer, str]:
-    file = subject.path / "tokenizer.json"
-    if not file.exists():
+    content = subject.tokenizer.get("tokenizer.json")
+    if content is None:
         raise InputError(
-            f"{subject.path}: evaluating needs tokenizer.json, which is not there; re-export a "
+            f"{subject.name}: evaluating needs tokenizer.json, which is not there; re-export a "
             "checkpoint that has it"
         )
-    tokenizer = load_tokenizer(subject.path)
+    tokenizer = tokenizer_of(subject.tokenizer, Path(subject.name))
     begin = ",".join(map(str, tokenizer.begin_ids)).encode()
-    return tokenizer, hashlib.sha256(file.read_bytes() + begin).hexdigest()
+    return tokenizer, hashlib.sha256(content + begin).hexdigest()
 
 
 def row_slices(count: int, vocab_size: int) -> Iterator[slice]:

@@ -9,12 +9,15 @@ from typing import Any
 
 from shoal.graphs.errors import BundleError, InputError
 
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
 
 class Tokenizer:
     """The tokenizer of a bundle.
 
     Args:
         path: tokenizer.json.
+        content: of that file, if it is not on the disk.
         add_bos: whether text begins with ``bos`` even where tokenizer.json does not say so.
             Checkpoints for LlamaTokenizerFast say it in tokenizer_config.json (add_bos_token).
         bos: the token that begins a text, None if there is none.
@@ -23,11 +26,21 @@ class Tokenizer:
         BundleError: tokenizer.json is not one the tokenizers library can read.
     """
 
-    def __init__(self, path: Path, *, add_bos: bool = False, bos: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        content: bytes | None = None,
+        add_bos: bool = False,
+        bos: str | None = None,
+    ) -> None:
         from tokenizers import Tokenizer as Backend  # 10 ms that ids alone do not need
 
         try:
-            self._backend = Backend.from_file(str(path))
+            if content is None:
+                self._backend = Backend.from_file(str(path))
+            else:
+                self._backend = Backend.from_buffer(content)
         except Exception as error:  # the library raises plain Exception
             reason = " ".join(str(error).split())[:200]
             raise BundleError(
@@ -98,10 +111,30 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         BundleError: one of the two cannot be read.
     """
-    path = folder / "tokenizer_config.json"
-    config = read_json_object(path) if path.exists() else {}
+    return tokenizer_of(tokenizer_files(folder), folder)
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """What ``tokenizer_of`` takes, as far as a folder has it."""
+    paths = [folder / name for name in (_TOKENIZER, _TOKENIZER_CONFIG)]
+    return {path.name: path.read_bytes() for path in paths if path.exists()}
+
+
+def tokenizer_of(files: Mapping[str, bytes], where: Path) -> Tokenizer:
+    """The tokenizer that files describe, wherever they come from.
+
+    Args:
+        files: content of tokenizer.json, and of tokenizer_config.json if there is one.
+        where: what they belong to, for messages.
+
+    Raises:
+        BundleError: one of the two cannot be read.
+    """
+    content = files.get(_TOKENIZER_CONFIG, b"{}")
+    config = parse_json_object(content, where / _TOKENIZER_CONFIG)
     return Tokenizer(
-        folder / "tokenizer.json",
+        where / _TOKENIZER,
+        content=files.get(_TOKENIZER),
         add_bos=config.get("add_bos_token") is True,
         bos=special_tokens(config).get("bos_token"),
     )
@@ -114,12 +147,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
         BundleError: there is none in it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: expected a JSON object; re-export the bundle") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: expected a JSON object; re-export the bundle")
-    return content
+        content = path.read_bytes()
+    except OSError as error:
+        raise _no_object(path) from error
+    return parse_json_object(content, path)
+
+
+def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in the content of a file.
+
+    Raises:
+        BundleError: there is none in it.
+    """
+    try:
+        found = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _no_object(path) from error
+    if not isinstance(found, dict):
+        raise _no_object(path)
+    return found
+
+
+def _no_object(path: Path) -> BundleError:
+    return BundleError(f"{path}: expected a JSON object; re-export the bundle")
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

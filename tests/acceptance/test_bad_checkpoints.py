@@ -212,14 +212,18 @@ def test_a_folder_that_is_no_checkpoint_is_told_what_is_missing(
     checkpoint: Path, bundle: Path, refusal: Refusal, tmp_path: Path
 ) -> None:
     force = (bundle, "--force")
-    assert "expected a checkpoint folder" in refusal("export", tmp_path / "nowhere", *force)
-    assert "Not a directory; check the path" in refusal("export", checkpoint / WEIGHTS, *force)
+    message = refusal("export", tmp_path / "nowhere", *force)
+    assert "expected a checkpoint, which is a Hugging Face folder" in message
+    assert message.endswith("found no such folder; check the path")
+    message = refusal("export", checkpoint / WEIGHTS, *force)
+    assert message.endswith("found another file; check the path")
     (checkpoint / WEIGHTS).unlink()
     assert "download the weights" in refusal("export", checkpoint, *force)
     (checkpoint / "config.json").write_text('{"model_type": ')
     assert "config.json: expected JSON" in refusal("export", checkpoint, *force)
     (checkpoint / "config.json").unlink()
-    assert "config.json" in refusal("export", checkpoint, *force)
+    message = refusal("export", checkpoint, *force)
+    assert message.endswith("found a folder without config.json; check the path")
 
 
 @pytest.mark.parametrize(

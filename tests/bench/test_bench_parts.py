@@ -14,7 +14,7 @@ from tests.bench.op_shares import op_microseconds
 from tests.bench.processes import FailedError, Watch, run
 from tests.bench.summary import Measured, limit_share, lines_of
 
-from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
 from shoal.export.checkpoint.tensor_names import parameter_sources
 from shoal.export.config.model_config import ModelConfig
 
@@ -52,7 +52,7 @@ def test_random_checkpoints_hold_what_an_export_needs(tmp_path: Path, preset: st
         checkpoints.write_checkpoint(tmp_path / name, config)
     files = [tmp_path / name / "model.safetensors" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    checkpoint = Checkpoint.open(tmp_path / "one")
+    checkpoint = SafetensorsFiles.open(tmp_path / "one")
     parameter_sources(ModelConfig.from_hf(config), checkpoint)  # refuses missing tensors
     raw = np.frombuffer(files[0].read_bytes()[-4096:], np.uint16).astype(np.uint32) << 16
     assert 0 < np.abs(raw.view(np.float32)).max() < 1

@@ -101,7 +101,7 @@ def test_inspect_refuses_a_folder_that_is_neither(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(tmp_path)]) == 1
-    assert "expected a bundle (manifest.json) or a checkpoint" in capsys.readouterr().err
+    assert "expected a bundle (a folder with manifest.json) or a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

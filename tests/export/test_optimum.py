@@ -175,9 +175,10 @@ def test_a_checkpoint_is_exported_to_a_folder_that_goes_away(
 ) -> None:
     made = []
 
-    def fake_export(checkpoint: Path, bundle: Path, **options: Any) -> None:
-        assert checkpoint == tiny_checkpoint
-        assert options == {"weights": "fp32", "block_size": 64, "fidelity": False}
+    def fake_export(checkpoint: str, bundle: Path, **options: Any) -> None:
+        assert checkpoint == str(tiny_checkpoint)
+        hub = {"revision": None, "token": None}
+        assert options == {"weights": "fp32", "block_size": 64, "fidelity": False, **hub}
         shutil.copytree(fp32_bundle, bundle)
         made.append(bundle)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from shoal.graphs.errors import CheckpointError
 
-GGUF_SUFFIX = ".gguf"
 TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 30: "BF16"}
 """Types of tensors that can be read; Q8_0 is one float16 scale and 32 int8 values after another."""
 OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.export.checkpoint.gguf.file import TYPES, GgufModel, GgufTensor
-from shoal.export.checkpoint.safetensors_files import Checkpoint, TensorHeader
+from shoal.export.checkpoint.stored_tensors import TensorHeader
 from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
 
@@ -76,10 +76,11 @@ class _KeyValue:
         return heads * (key_size + self.values.shape[1]), rank
 
 
-class GgufCheckpoint(Checkpoint):
-    """A GGUF file that stands for a checkpoint folder."""
+class GgufTensors:
+    """The tensors of a GGUF file; see ``StoredTensors`` for what it has."""
 
     readable = tuple(TYPES.values())
+    fp8_block = FP8_BLOCK  # there are none
 
     def __init__(self, model: GgufModel) -> None:
         others = {name: t.type for name, t in model.tensors.items() if t.type not in self.readable}
@@ -90,16 +91,11 @@ class GgufCheckpoint(Checkpoint):
                 f"cannot be read; choose a file of {', '.join(self.readable)}"
             )
         self._places = dict(_places(model))
-        tensors = {name: _header(place) for name, place in self._places.items()}
-        super().__init__(model.path, tensors, FP8_BLOCK)
+        self.path = model.path
+        self.headers = {name: _header(place) for name, place in self._places.items()}
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` (exclusive) of the first axis of ``name``, as float32.
-
-        Raises:
-            CheckpointError: The file has changed since it was opened, or the tensor holds NaN or
-                infinite values.
-        """
+        """See ``StoredTensors``."""
         place = self._places[name]
         if isinstance(place, _KeyValue):
             values = _key_value_rows(place, start, stop)
@@ -109,7 +105,7 @@ class GgufCheckpoint(Checkpoint):
             values = _read_rows(place.tensor, place.first + start, place.first + stop)
         if not np.isfinite(values).all():
             raise CheckpointError(
-                f"{self.tensors[name].file}: {name}: expected finite values, found NaN or "
+                f"{self.headers[name].file}: {name}: expected finite values, found NaN or "
                 "infinity; download the file again"
             )
         return torch.from_numpy(values)

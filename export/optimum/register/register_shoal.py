@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
+from shoal.graphs.model_forms import CHECKPOINT_FORMS
 from shoal.runtime.commands.options import add_common_options
 from shoal.runtime.commands.options_export import add_bundle_options
 
@@ -31,7 +32,7 @@ class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             dest="checkpoint",
             metavar="CHECKPOINT",
             required=True,
-            help="checkpoint folder, or ORG/NAME on the hub",
+            help=CHECKPOINT_FORMS,
         )
         add_bundle_options(parser)
         add_common_options(parser)

@@ -17,7 +17,7 @@ from tests.export.oracle import make_v3, save
 from torch import Tensor
 
 from shoal.export.checkpoint.fp8 import apply_scales, scale_shape
-from shoal.export.checkpoint.safetensors_files import SINGLE_FILE, Checkpoint
+from shoal.export.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsFiles
 from shoal.export.checkpoint.tensor_names import parameter_sources
 from shoal.export.config.model_config import load_config
 from shoal.export.model.load import load_model
@@ -119,7 +119,7 @@ def test_the_published_grid_of_128_is_the_default_and_may_be_ragged(tmp_path: Pa
     values, scales = quantized(weight, [128, 128])
     assert scales.shape == (3, 2)
     save_file({"w": values, "w_scale_inv": scales}, tmp_path / SINGLE_FILE)
-    opened = Checkpoint.open(tmp_path)
+    opened = SafetensorsFiles.open(tmp_path)
     expected = dequantized(values, scales, [128, 128])
     assert torch.equal(opened.read("w"), expected)
     assert torch.equal(opened.read_rows("w", 100, 290), expected[100:290])
@@ -132,7 +132,9 @@ def test_stacks_of_matrices_have_stacks_of_scales(tmp_path: Path) -> None:
     values, scales = (torch.stack(kind) for kind in zip(*parts, strict=True))
     save_file({"w": values, "w_scale_inv": scales}, tmp_path / SINGLE_FILE)
     expected = torch.stack([dequantized(v, s, BLOCK) for v, s in parts])
-    assert torch.equal(Checkpoint.open(tmp_path, (16, 32)).read_rows("w", 1, 3), expected[1:3])
+    assert torch.equal(
+        SafetensorsFiles.open(tmp_path, (16, 32)).read_rows("w", 1, 3), expected[1:3]
+    )
 
 
 def drop_scales(tensors: dict[str, Tensor]) -> None:
@@ -173,7 +175,7 @@ def test_scales_that_do_not_fit_are_refused_by_name(
     edit(tensors)
     save_file(tensors, tmp_path / SINGLE_FILE)
     _, config = load_config(twins[0])
-    opened = Checkpoint.open(tmp_path, config.fp8_block)
+    opened = SafetensorsFiles.open(tmp_path, config.fp8_block)
     with pytest.raises(CheckpointError) as caught:
         parameter_sources(config, opened)
     assert expected in str(caught.value)
@@ -185,4 +187,4 @@ def test_scales_that_are_not_finite_are_named(tmp_path: Path) -> None:
     scales[1, 0] = float("nan")
     save_file({"w": values, "w_scale_inv": scales}, tmp_path / SINGLE_FILE)
     with pytest.raises(CheckpointError, match="w_scale_inv: expected finite values"):
-        Checkpoint.open(tmp_path, (16, 32)).read("w")
+        SafetensorsFiles.open(tmp_path, (16, 32)).read("w")

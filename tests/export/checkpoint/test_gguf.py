@@ -24,8 +24,9 @@ from tokenizers import Tokenizer
 from shoal.export.checkpoint.gguf.config import config_of
 from shoal.export.checkpoint.gguf.file import GgufModel, GgufTensor, read_gguf
 from shoal.export.checkpoint.gguf.vocabulary import tokenizer_of
-from shoal.export.checkpoint.open_checkpoint import open_tokenizer, open_weights, read_config
-from shoal.export.checkpoint.safetensors_files import Checkpoint
+from shoal.export.checkpoint.open_checkpoint import open_checkpoint
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
+from shoal.export.checkpoint.stored_tensors import StoredTensors
 from shoal.export.checkpoint.tensor_names import parameter_sources
 from shoal.export.config.model_config import ModelConfig
 from shoal.graphs.errors import CheckpointError, ConfigError, ShoalError
@@ -42,30 +43,35 @@ def bf16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write_gguf(tiny_checkpoint, tmp_path_factory.mktemp("gguf") / "tiny.gguf", BF16)
 
 
-def main_model(folder: Path) -> tuple[ModelConfig, Checkpoint]:
+def main_model(folder: Path) -> tuple[ModelConfig, StoredTensors]:
     """A checkpoint folder without its multi-token prediction, which GGUF files leave out."""
-    _, config = read_config(folder)
-    return replace(config, num_nextn_predict_layers=0), open_weights(folder, config)
+    checkpoint = open_checkpoint(folder)
+    return replace(checkpoint.config, num_nextn_predict_layers=0), checkpoint.tensors
+
+
+def read(tensors: StoredTensors, name: str) -> torch.Tensor:
+    """A whole tensor."""
+    return tensors.read_rows(name, 0, tensors.headers[name].shape[0])
 
 
 def test_a_file_says_the_config_it_was_made_from(bf16: Path, tiny_checkpoint: Path) -> None:
     config, _ = main_model(tiny_checkpoint)
-    assert replace(read_config(bf16)[1], where=config.where) == config
+    assert replace(open_checkpoint(bf16).config, where=config.where) == config
 
 
 def test_the_end_of_a_turn_ends_an_answer_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.eot_token_id": 77}
     path = write_gguf(tiny_checkpoint, tmp_path / "t.gguf", BF16, changes=changes)
-    assert read_config(path)[1].eos_token_ids == (1, 77)
+    assert open_checkpoint(path).config.eos_token_ids == (1, 77)
 
 
 def check_same_weights(path: Path, folder: Path) -> None:
-    _, config = read_config(path)
-    ours = open_weights(path, config)
+    checkpoint = open_checkpoint(path)
+    config, ours = checkpoint.config, checkpoint.tensors
     _, theirs = main_model(folder)
     sources = parameter_sources(config, ours).sources
-    tensors = {n: h for n, h in theirs.tensors.items() if not n.startswith("model.layers.5.")}
-    expected = parameter_sources(config, Checkpoint(folder, tensors, (128, 128))).sources
+    tensors = {n: h for n, h in theirs.headers.items() if not n.startswith("model.layers.5.")}
+    expected = parameter_sources(config, SafetensorsFiles(folder, tensors, (128, 128))).sources
     assert list(sources) == list(expected)
     for name, source in sources.items():
         rows = source.shape[0]
@@ -99,8 +105,7 @@ def test_other_types_are_decoded_as_by_their_own_library(
     tiny_checkpoint: Path, tmp_path: Path, kind: GGMLQuantizationType
 ) -> None:
     path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", kind, splits_kv_b=False)
-    _, config = read_config(path)
-    checkpoint = open_weights(path, config)
+    checkpoint = open_checkpoint(path)
     for tensor in gguf.GGUFReader(path).tensors:
         expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         name = {"token_embd.weight": "model.embed_tokens.weight"}.get(tensor.name)
@@ -110,7 +115,7 @@ def test_other_types_are_decoded_as_by_their_own_library(
             name = f"model.layers.{tensor.name.split('.')[1]}.mlp.experts.3.up_proj.weight"
             expected = expected[3]
         if name is not None:
-            np.testing.assert_array_equal(checkpoint.read(name).numpy(), expected)
+            np.testing.assert_array_equal(read(checkpoint.tensors, name).numpy(), expected)
 
 
 def test_the_command_makes_the_bundle_that_the_folder_makes(
@@ -186,9 +191,10 @@ def refusal(path: Path) -> str:
 
 def open_all(path: Path) -> None:
     """Everything that an export checks before it builds graphs."""
-    raw, config = read_config(path)
-    parameter_sources(config, open_weights(path, config))
-    open_tokenizer(path, raw, config.vocab_size)
+    checkpoint = open_checkpoint(path)
+    parameter_sources(checkpoint.config, checkpoint.tensors)
+    assert checkpoint.special_tokens
+    assert checkpoint.tokenizer
 
 
 def test_a_type_that_cannot_be_read_is_refused_by_tensor(
@@ -275,11 +281,10 @@ def test_a_file_that_shrinks_during_an_export_is_an_error(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     path = write_gguf(tiny_checkpoint, tmp_path / "t.gguf", BF16)
-    _, config = read_config(path)
-    checkpoint = open_weights(path, config)
+    checkpoint = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[: 1 << 20])
     with pytest.raises(CheckpointError, match="has changed since it was opened"):
-        checkpoint.read("model.layers.4.mlp.experts.7.down_proj.weight")
+        read(checkpoint.tensors, "model.layers.4.mlp.experts.7.down_proj.weight")
 
 
 @pytest.fixture(scope="module")

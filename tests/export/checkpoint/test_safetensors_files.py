@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is read back, and every way in which files can be wrong."""
+"""SafetensorsFiles folders: what is read back, and every way in which files can be wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.export.checkpoint import safetensors_files as checkpoint_module
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, Checkpoint
+from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
 from shoal.graphs.errors import CheckpointError
 
 
@@ -54,7 +54,7 @@ def write_raw(folder: Path, header: bytes, data: bytes = b"") -> None:
 
 def refusal(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(folder)
+        SafetensorsFiles.open(folder)
     message = str(caught.value)
     assert "\n" not in message
     assert str(folder) in message
@@ -63,7 +63,7 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", list(tensors()))
 def test_tensors_are_read_exactly_as_float32(single: Path, name: str) -> None:
-    read = Checkpoint.open(single).read(name)
+    read = SafetensorsFiles.open(single).read(name)
     assert read.dtype == torch.float32
     assert torch.equal(read, tensors()[name].float())
 
@@ -73,24 +73,24 @@ def test_tensors_longer_than_a_chunk_are_read_exactly(
     single: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "CHUNK_ITEMS", 4)
-    assert torch.equal(Checkpoint.open(single).read(name), tensors()[name].float())
+    assert torch.equal(SafetensorsFiles.open(single).read(name), tensors()[name].float())
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 3), (3, 4), (2, 2)])
 def test_rows_are_slices_of_the_first_axis(single: Path, start: int, stop: int) -> None:
-    rows = Checkpoint.open(single).read_rows("deep", start, stop)
+    rows = SafetensorsFiles.open(single).read_rows("deep", start, stop)
     assert torch.equal(rows, tensors()["deep"][start:stop])
 
 
 def test_what_was_read_stays_when_the_file_goes(single: Path) -> None:
-    read = Checkpoint.open(single).read("f32")
+    read = SafetensorsFiles.open(single).read("f32")
     (single / SINGLE_FILE).write_bytes(b"")
     assert torch.equal(read, tensors()["f32"])
 
 
 def test_shards_are_read_through_the_index(sharded: Path) -> None:
-    opened = Checkpoint.open(sharded)
-    assert set(opened.tensors) == {"a", "b", "c"}
+    opened = SafetensorsFiles.open(sharded)
+    assert set(opened.headers) == {"a", "b", "c"}
     assert torch.equal(opened.read("c"), torch.zeros(4))
 
 
@@ -99,7 +99,7 @@ def test_shards_may_be_symbolic_links_to_elsewhere(sharded: Path, tmp_path: Path
     store.mkdir()
     (sharded / "two.safetensors").rename(store / "0123")
     (sharded / "two.safetensors").symlink_to(store / "0123")
-    assert torch.equal(Checkpoint.open(sharded).read("c"), torch.zeros(4))
+    assert torch.equal(SafetensorsFiles.open(sharded).read("c"), torch.zeros(4))
 
 
 def test_all_bad_shards_are_named_together(sharded: Path) -> None:
@@ -211,23 +211,23 @@ def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, value: float) -> N
     bad = torch.ones(6, dtype=torch.bfloat16)
     bad[4] = value
     save_file({"good": torch.ones(2), "bad": bad}, tmp_path / SINGLE_FILE)
-    opened = Checkpoint.open(tmp_path)
+    opened = SafetensorsFiles.open(tmp_path)
     opened.read("good")
     with pytest.raises(CheckpointError, match="bad: expected finite values"):
         opened.read("bad")
 
 
 def test_a_file_that_shrinks_after_opening_is_refused(single: Path) -> None:
-    opened = Checkpoint.open(single)
+    opened = SafetensorsFiles.open(single)
     content = (single / SINGLE_FILE).read_bytes()
     (single / SINGLE_FILE).write_bytes(content[: len(content) // 2])
-    last = max(opened.tensors, key=lambda name: opened.tensors[name].offset)
+    last = max(opened.headers, key=lambda name: opened.headers[name].offset)
     with pytest.raises(CheckpointError, match="has changed since it was opened"):
         opened.read(last)
 
 
 def test_a_file_that_vanishes_after_opening_is_refused(single: Path) -> None:
-    opened = Checkpoint.open(single)
+    opened = SafetensorsFiles.open(single)
     (single / SINGLE_FILE).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         opened.read("f32")

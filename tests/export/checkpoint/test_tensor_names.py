@@ -15,7 +15,7 @@ from tests.export.oracle import make_v3, raw_config, save
 from tests.export.sparse_checkpoint import V3, write_sparse
 from torch import Tensor
 
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, Checkpoint
+from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SafetensorsFiles
 from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sources
 from shoal.export.config.model_config import load_config
 from shoal.export.model.transformer import CausalLM
@@ -32,7 +32,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources_of(folder: Path) -> ParameterSources:
     _, config = load_config(folder)
-    return parameter_sources(config, Checkpoint.open(folder))
+    return parameter_sources(config, SafetensorsFiles.open(folder))
 
 
 def changed(
@@ -80,13 +80,13 @@ def test_parameters_are_those_of_the_model_with_their_shapes(
 
 
 def test_loaded_parameters_have_the_shape_they_announce(original: Path) -> None:
-    checkpoint = Checkpoint.open(original)
+    checkpoint = SafetensorsFiles.open(original)
     for name, source in sources_of(original).sources.items():
         assert source.load(checkpoint).shape == source.shape, name
 
 
 def test_key_and_value_parts_are_the_rows_of_each_head(original: Path) -> None:
-    checkpoint = Checkpoint.open(original)
+    checkpoint = SafetensorsFiles.open(original)
     sources = sources_of(original).sources
     heads = checkpoint.read("model.layers.0.self_attn.kv_b_proj.weight").reshape(4, 28, 24)
     w_uk = sources["layers.0.self_attn.w_uk"]
@@ -97,7 +97,7 @@ def test_key_and_value_parts_are_the_rows_of_each_head(original: Path) -> None:
 
 
 def test_gate_and_up_rows_of_experts_alternate(original: Path) -> None:
-    checkpoint = Checkpoint.open(original)
+    checkpoint = SafetensorsFiles.open(original)
     sources = sources_of(original).sources
     prefix = "model.layers.1.mlp.experts.5."
     gate_up = sources["layers.1.mlp.experts.gate_up"].load_rows(checkpoint, 5, 6)[0]
