@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +27,31 @@ from shoal.runtime.kernels.library import LIBRARY_FILE, KernelLibrary, find_libr
 from shoal.runtime.machine.processor import default_threads, read_cpu
 from shoal.runtime.machine.requirements import check_machine, onnxruntime_error
 
-# onnxruntime's official builds report usage over the network and keep files for it unless this is
-# set before they are imported. A user who wants that can set it to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+
+
+@contextmanager
+def _telemetry_off() -> Iterator[None]:
+    """Switch off the usage reports of an onnxruntime that is imported meanwhile.
+
+    Its official builds report over the network and keep files for that. They look at the
+    environment once, while they are imported (measured with 1.32), so it is as before afterwards.
+    Whoever has set the variable, to 0 for instance, has decided.
+    """
+    if _TELEMETRY_SWITCH in os.environ:
+        yield
+        return
+    os.environ[_TELEMETRY_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_TELEMETRY_SWITCH]
+
+
 check_machine()  # before the import, which fails obscurely on a 32-bit system
 try:
-    import onnxruntime
+    with _telemetry_off():
+        import onnxruntime
 except ImportError as error:
     raise RuntimeFailure(onnxruntime_error(None, " ".join(str(error).split()))) from error
 if (_wrong := onnxruntime_error(onnxruntime.__version__)) is not None:
