@@ -11,7 +11,7 @@ import numpy as np
 from shoal.graphs.errors import InputError
 from shoal.runtime.drafting.speculation import DraftStats, Speculation
 from shoal.runtime.engine.context import Context, PrefillProgress
-from shoal.runtime.engine.latent_cache import too_long
+from shoal.runtime.engine.layer_state import too_long
 from shoal.runtime.sampling import SamplingOptions, choose_token
 from shoal.runtime.text.text_stream import StopFilter, TextStream
 from shoal.runtime.text.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class Generation(Iterator[int]):
         if len(ids) > context.max_length:
             raise too_long(len(ids), context.max_length)
         if options.stop and tokenizer is None:
-            raise InputError("stop: stop strings need a tokenizer, which this bundle has not")
+            raise InputError("stop: stop strings need a tokenizer, this bundle has none")
         self.tokens: list[int] = []
         """The tokens decided so far."""
         self.prompt_tokens = len(ids)

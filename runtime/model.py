@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.graphs.footprint import mtp_weight_bytes
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.drafting.draft_policy import AutoDraft, FixedDraft
-from shoal.runtime.drafting.drafter import Drafter
-from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
-from shoal.runtime.drafting.speculation import LONGEST_DRAFT, Speculation
+from shoal.runtime.drafting.drafts import DRAFTER, Drafts
+from shoal.runtime.engine.arrays import UnexpectedArrays
 from shoal.runtime.engine.batch import BatchStep
 from shoal.runtime.engine.context import Context, PrefillProgress
-from shoal.runtime.engine.context_file import check_arrays, read_context_file
-from shoal.runtime.engine.fit import check_later_graph, choose_context, native_advice
-from shoal.runtime.engine.graph_check import check_cache, check_graphs, check_mtp
-from shoal.runtime.engine.latent_cache import CacheLayout
+from shoal.runtime.engine.context_file import damaged, read_context_file
+from shoal.runtime.engine.fit import choose_context, native_advice
+from shoal.runtime.engine.forward import Forward
+from shoal.runtime.engine.graph_check import check_cache, check_graphs
+from shoal.runtime.engine.latent_cache import LatentCache
+from shoal.runtime.engine.layer_state import CacheLayout, LayerState
 from shoal.runtime.engine.need import bundle_need
 from shoal.runtime.engine.session import GraphSession, Kernels, SessionSettings, choose_settings
 from shoal.runtime.engine.step import FloatArray, Routing
@@ -113,8 +112,6 @@ class Model:
         info = self._info = bundle.manifest.model
         self._settings = settings
         self._max_memory = max_memory
-        self._audit = RowAudit()
-        self._auto_draft = AutoDraft()
         self._text = TextFiles(bundle)
         check_cache(bundle, cache_type)
         self._layout = CacheLayout(
@@ -127,6 +124,8 @@ class Model:
         )
         self._head = GraphSession(bundle.checked_graph("head"), settings)
         check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
+        # Gives contexts drafters.
+        self.drafts = Drafts(bundle, self._layout, settings, self._head, max_memory)
 
     @property
     def manifest(self) -> Manifest:
@@ -156,7 +155,7 @@ class Model:
     @property
     def can_draft(self) -> bool:
         """Whether the bundle has a multi-token-prediction module."""
-        return "mtp" in self.manifest.graphs
+        return self.drafts.are_possible
 
     @functools.cached_property
     def bundle_id(self) -> str:
@@ -165,17 +164,8 @@ class Model:
 
     def new_context(self) -> Context:
         """An empty context."""
-        return Context(self._info, self._decoder, self._head, self.bundle_id, self._layout)
-
-    def start_drafting(self, context: Context) -> Drafter:
-        """Give a context a drafter, if it has none; the module is loaded on the first call.
-
-        Raises:
-            InputError: the bundle has no multi-token-prediction module.
-        """
-        if context.drafter is None:
-            context.drafter = Drafter(self._info, self._mtp, self._head, self._layout)
-        return context.drafter
+        forward = Forward(self._info, self._decoder, self._head)
+        return Context(self._info, forward, self._layer_state(), self.bundle_id)
 
     def load_context(self, path: str | Path) -> Context:
         """A context as ``Context.save`` wrote it; what follows has the same bits.
@@ -190,11 +180,13 @@ class Model:
         """A saved context and the note that was saved with it; see ``load_context``."""
         cache_type = self.cache_type
         file = read_context_file(Path(path), bundle=self.bundle_id, cache_type=cache_type)
-        has_mtp = check_arrays(Path(path), file.arrays, self._info, self._layout)
         context = self.new_context()
-        if has_mtp:
-            self.start_drafting(context)
-        context.restore(file.arrays)
+        if file.has_state_of(DRAFTER):
+            self.drafts.start(context)
+        try:
+            context.restore(file.arrays)
+        except UnexpectedArrays as error:
+            raise damaged(Path(path)) from error
         return context, file.note
 
     def logits(self, ids: TokenIds) -> FloatArray:
@@ -287,7 +279,7 @@ class Model:
         tokens = check_tokens(ids, self._info.vocab_size)
         context = self.new_context() if context is None else context
         tokenizer = self._text.tokenizer if self.has_tokenizer else None
-        speculation = self._speculation(context, draft)
+        speculation = self.drafts.speculation(context, draft)
         return Generation(context, tokens, options, tokenizer, progress, speculation)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -339,22 +331,6 @@ class Model:
         """
         return self.generate(self.chat_ids(messages), **options).pieces()
 
-    def _speculation(self, context: Context, draft: int | str) -> Speculation | None:
-        if draft == 0 or (draft == "auto" and not self.can_draft):
-            return None
-        if draft != "auto" and draft not in range(1, LONGEST_DRAFT + 1):
-            raise InputError(f"draft must be auto or in 0..{LONGEST_DRAFT}, found {draft!r}")
-        drafter = self.start_drafting(context)
-        drafter.keeps_all = draft != "auto"
-        return Speculation(
-            context,
-            drafter,
-            self._auto_draft if draft == "auto" else FixedDraft(int(draft)),
-            self._audit,
-            shortest=shortest_depth(self._settings),
-            warn=draft != "auto",
-        )
-
     def _stop_tokens(
         self, stop_tokens: Iterable[int] | None, stop: tuple[str, ...]
     ) -> frozenset[int]:
@@ -369,19 +345,7 @@ class Model:
     @functools.cached_property
     def _batch_step(self) -> BatchStep:
         head, limit = self._head, self._max_memory
-        return BatchStep(self.bundle, self._layout, self._settings, head, limit)
+        return BatchStep(self.bundle, self._layer_state(), self._settings, head, limit)
 
-    @functools.cached_property
-    def _mtp(self) -> GraphSession:
-        if not self.can_draft:
-            raise InputError(
-                f"{self.bundle.folder}: drafts need a multi-token-prediction module, which this "
-                "bundle has not; use draft 0"
-            )
-        role = graph_role("mtp", self.cache_type)
-        path, is_portable = self.bundle.checked_graph(role), self._settings.library is None
-        copied = mtp_weight_bytes(self.manifest.tensors) if is_portable else 0
-        check_later_graph(str(path), 1, copied, self._max_memory, "use draft 0")
-        mtp = GraphSession(path, self._settings)
-        check_mtp(self._info, mtp, self.cache_type)
-        return mtp
+    def _layer_state(self) -> LayerState:
+        return LatentCache(self._info.num_hidden_layers, self._layout)

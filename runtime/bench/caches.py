@@ -50,7 +50,7 @@ def measure_cache_types(
         if cache == "float32":
             expected = found
             continue
-        token_bytes = opened.new_context().cache.bytes_per_token
+        token_bytes = opened.new_context().layer_state.bytes_per_token
         for depth, one, other in zip(depths, expected, found, strict=True):
             kind = {"cache": cache, "cache_token_bytes": token_bytes, "depth": depth}
             rows.append(kind | _compare(one, other))

@@ -1,4 +1,4 @@
-"""Drafting: the multi-token-prediction module guesses the tokens after the next one.
+"""The drafter: the multi-token-prediction module guesses the tokens after the next one.
 
 T rows   D hidden_size   W vocab_size
 
@@ -21,9 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.manifest import ModelInfo
-from shoal.runtime.engine.latent_cache import CacheLayout, LatentCache
+from shoal.runtime.engine.arrays import (
+    Arrays,
+    UnexpectedArrays,
+    is_below,
+    row_count,
+    take_arrays,
+)
+from shoal.runtime.engine.latent_cache import LatentCache
+from shoal.runtime.engine.layer_state import CacheLayout
 from shoal.runtime.engine.session import GraphSession
-from shoal.runtime.engine.step import SMALLEST_CHUNK, FloatArray, chunk_length
+from shoal.runtime.engine.step import SMALLEST_CHUNK, Chunk, FloatArray, chunk_length
 
 _WAITING_BATCH = 512  # rows computed at a time when all are kept
 # Rows kept of a prompt when not all are: computing them is the price of the first draft, 1.3 plain
@@ -41,7 +49,7 @@ class _Row(NamedTuple):
 
 
 class Drafter:
-    """The module and its cache, kept in step with one context.
+    """The module and its cache, kept in step with one context as one of its observers.
 
     Args:
         info: the model.
@@ -49,6 +57,8 @@ class Drafter:
         head: the graph that turns hidden states into logits.
         layout: of the module's latent cache, as its graph has it.
     """
+
+    wants_routing = False
 
     def __init__(
         self, info: ModelInfo, mtp: GraphSession, head: GraphSession, layout: CacheLayout
@@ -67,14 +77,14 @@ class Drafter:
         self._recent_first = 0  # position of the first of the hidden states kept
         self._recent_TD = np.empty((0, info.hidden_size), np.float32)
 
-    def observe(self, first: int, tokens: Sequence[int], hidden_TD: FloatArray) -> None:
-        """Take note of tokens the context has read.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the module's latent cache; see ``LatentCache.nbytes``."""
+        return self.cache.nbytes
 
-        Args:
-            first: position of the first one.
-            tokens: the tokens.
-            hidden_TD: their hidden states; copied.
-        """
+    def observe(self, chunk: Chunk) -> None:
+        """Record tokens that the context has read."""
+        first, tokens, hidden_TD, _ = chunk
         # One token more than rows are kept, for the hidden state before the first of them.
         left_out = 0 if self.keeps_all else len(tokens) - _WAITING_KEPT - 1
         if left_out > 0:
@@ -145,14 +155,36 @@ class Drafter:
             "recent_hidden": self._recent_TD,
         }
 
-    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """Take over what ``state`` returned; the arrays are used, not copied."""
-        self._rows = [(position, token) for position, token in state["rows"].tolist()]
-        self.cache.restore(state)
-        pairs = zip(state["waiting"].tolist(), state["waiting_hidden"], strict=True)
+    def restore(self, state: Arrays) -> None:
+        """Take over what ``state`` returned; the arrays are used, not copied.
+
+        Raises:
+            UnexpectedArrays: it is no such state.
+        """
+        rows, waiting, recent = (
+            row_count(state, name) for name in ("rows", "waiting", "recent_hidden")
+        )
+        width, cache_rows = self._info.hidden_size, dict(state)
+        own = take_arrays(
+            cache_rows,
+            {
+                "rows": ("int64", (rows, 2)),
+                "waiting": ("int64", (waiting, 2)),
+                "waiting_hidden": ("float32", (waiting, width)),
+                "recent": ("int64", (1,)),
+                "recent_hidden": ("float32", (recent, width)),
+            },
+        )
+        self.cache.restore(cache_rows)
+        known = np.concatenate([own["rows"], own["waiting"]])
+        limits = self.cache.layout.max_length, self._info.vocab_size
+        if self.cache.length != rows or not is_below(known, limits):
+            raise UnexpectedArrays("rows, waiting")
+        self._rows = [(position, token) for position, token in own["rows"].tolist()]
+        pairs = zip(own["waiting"].tolist(), own["waiting_hidden"], strict=True)
         self._waiting = [_Row(position, token, hidden) for (position, token), hidden in pairs]
-        self._recent_first = int(state["recent"][0])
-        self._recent_TD = state["recent_hidden"]
+        self._recent_first = int(own["recent"][0])
+        self._recent_TD = own["recent_hidden"]
 
     def _take_in(self) -> None:
         """Make rows of what was seen."""

@@ -12,7 +12,11 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+import numpy as np
+
+from shoal.runtime.engine.layer_state import LayerState
 from shoal.runtime.engine.session import SessionSettings
+from shoal.runtime.engine.step import FloatArray
 
 _CLEAN_STEPS = 2  # equal steps after which a size is believed at a depth
 
@@ -38,13 +42,28 @@ class RowAudit:
         """Whether a step of ``count`` tokens at ``depth`` is still to be compared."""
         return not self._failed and self._clean[_key(count, depth)] < _CLEAN_STEPS
 
-    def note(self, count: int, depth: int, *, is_equal: bool) -> None:
-        """Take note of a comparison."""
+    def record(self, count: int, depth: int, *, is_equal: bool) -> None:
+        """Record a comparison."""
         with self._lock:
             if is_equal:
                 self._clean[_key(count, depth)] += 1
             else:
                 self._failed = True
+
+
+def left_behind(state: LayerState, first: int, hidden_TD: FloatArray) -> FloatArray:
+    """All values that tokens left behind, to be compared: [T, D + values of a token in the state].
+
+    Args:
+        state: of the layers, to which the tokens were written.
+        first: position of the first token.
+        hidden_TD: their hidden states.
+
+    Returns:
+        A copy in float32, which holds values of all types exactly.
+    """
+    parts = [hidden_TD, *state.rows_at(first, len(hidden_TD)).values()]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _key(count: int, depth: int) -> _Key:

@@ -27,7 +27,7 @@ import numpy as np
 from shoal.graphs.ops.spec import LONGEST_SHORT_STEP
 from shoal.runtime.drafting.draft_policy import DraftPolicy
 from shoal.runtime.drafting.drafter import Drafter
-from shoal.runtime.drafting.row_audit import RowAudit
+from shoal.runtime.drafting.row_audit import RowAudit, left_behind
 from shoal.runtime.engine.context import Context
 from shoal.runtime.engine.step import FloatArray
 
@@ -50,7 +50,7 @@ class DraftStats:
     drafted: list[int] = field(default_factory=list)  # by position: drafts whose turn came
     accepted: list[int] = field(default_factory=list)  # by position: those that came true
 
-    def note(self, drafts: int, accepted: int) -> None:
+    def count(self, drafts: int, accepted: int) -> None:
         """Count a finished round."""
         if drafts == 0:
             self.plain_steps += 1
@@ -132,7 +132,7 @@ class Speculation:
         """
         started_s = self._clock()
         current = self._round
-        if current is not None and current.logits and self._context.peeked[:1] == (token,):
+        if current is not None and current.logits and self._context.peeked.tokens[:1] == [token]:
             self._context.adopt(1)
             current.accepted += 1
             current.seconds += self._clock() - started_s
@@ -144,7 +144,7 @@ class Speculation:
         drafts = self._propose(token, most_drafts)
         if not drafts:
             logits_W = self._context.decode(token)
-            self.stats.note(0, 0)
+            self.stats.count(0, 0)
             self._policy.record(0, 0, self._clock() - started_s, 0.0)
             return logits_W
         self._round = _Round(len(drafts), self._context.position)
@@ -155,10 +155,10 @@ class Speculation:
         done, self._round = self._round, None
         if done is None:
             return
-        self.stats.note(done.drafts, done.accepted)
+        self.stats.count(done.drafts, done.accepted)
         self._policy.record(done.drafts, done.accepted, done.seconds, done.audit_s)
         if done.audit_s and not self._audit.failed:
-            self._audit.note(done.drafts + 1, done.depth, is_equal=True)
+            self._audit.record(done.drafts + 1, done.depth, is_equal=True)
 
     def _propose(self, token: int, most_drafts: int | None) -> list[int]:
         depth = self._context.position
@@ -176,8 +176,11 @@ class Speculation:
         """Read a token and peek at what drafts after it give."""
         logits_TW = self._context.peek(tokens)
         if self._audit.wants(len(tokens), current.depth):
-            states = np.concatenate([self._context.state_rows(ahead=True), logits_TW], axis=1)
-            current.audit.extend(zip(tokens, states, strict=True))
+            peeked = left_behind(
+                self._context.layer_state, self._context.position, self._context.peeked.hidden_TD
+            )
+            peeked = np.concatenate([peeked, logits_TW], axis=1)
+            current.audit.extend(zip(tokens, peeked, strict=True))
             current.seconds = self._clock() - started_s
             return self._decode_audited(current, tokens[0])
         self._context.adopt(1)
@@ -191,9 +194,11 @@ class Speculation:
         started_s = self._clock()
         logits_W = self._context.decode(token)
         _, expected = current.audit.popleft()
-        found = np.concatenate([self._context.state_rows(ahead=False)[0], logits_W])
+        context = self._context
+        last = left_behind(context.layer_state, context.position - 1, context.last_hidden[None])
+        found = np.concatenate([last[0], logits_W])
         if not np.array_equal(found, expected):
-            self._audit.note(current.drafts + 1, current.depth, is_equal=False)
+            self._audit.record(current.drafts + 1, current.depth, is_equal=False)
             current.audit.clear()
         current.audit_s += self._clock() - started_s
         return logits_W

@@ -20,10 +20,11 @@ from shoal.graphs.footprint import loaded_weight_bytes
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.engine.context import Context
 from shoal.runtime.engine.fit import check_later_graph
+from shoal.runtime.engine.forward import bind_routing
 from shoal.runtime.engine.graph_check import check_batch
-from shoal.runtime.engine.latent_cache import CacheLayout, LatentCache
+from shoal.runtime.engine.layer_state import CacheLayout, LayerState
 from shoal.runtime.engine.session import GraphSession, SessionSettings
-from shoal.runtime.engine.step import FloatArray
+from shoal.runtime.engine.step import Chunk, FloatArray, Routing, empty_routing, part_of
 from shoal.runtime.engine.token_ids import TokenIds, check_tokens
 
 
@@ -32,7 +33,7 @@ class BatchStep:
 
     Args:
         bundle: whose graph with slots is loaded.
-        layout: of the contexts' caches; other models have other objects.
+        unused: layer state of no tokens, for slots without a context; of the model's layout.
         settings: threads and kernels.
         head: the graph that turns hidden states into logits.
         max_memory: bytes this process may take for itself, None for what there is.
@@ -45,11 +46,12 @@ class BatchStep:
     def __init__(
         self,
         bundle: Bundle,
-        layout: CacheLayout,
+        unused: LayerState,
         settings: SessionSettings,
         head: GraphSession,
         max_memory: int | None,
     ) -> None:
+        layout = unused.layout
         role = graph_role("batch", layout.type)
         if role not in bundle.manifest.graphs:
             raise BundleError(
@@ -68,7 +70,7 @@ class BatchStep:
         self._graph = GraphSession(bundle.checked_graph(role), settings)
         check_batch(self._info, self._graph, layout.type)
         self._head = head
-        self._layout = layout
+        self._unused = unused
 
     def run(self, contexts: Sequence[Context], ids: TokenIds) -> FloatArray:
         """Read ``ids[i]`` into ``contexts[i]``; all of them, or after an error none.
@@ -86,13 +88,13 @@ class BatchStep:
             RuntimeFailure: onnxruntime or memory failed.
         """
         tokens = check_tokens(ids, self._info.vocab_size)
-        _check_contexts(contexts, tokens, self._layout)
+        _check_contexts(contexts, tokens, self._unused.layout)
         logits: list[FloatArray] = []
         with ExitStack() as stack:
             for context in contexts:
                 stack.enter_context(context.alone())
             for context in contexts:
-                context.get_ready(1)
+                context.reserve(context.position + 1)
             for first in range(0, len(contexts), BATCH_SLOTS):
                 rows = slice(first, first + BATCH_SLOTS)
                 logits.append(self._peek(contexts[rows], tokens[rows]))
@@ -107,30 +109,39 @@ class BatchStep:
         """
         if len(contexts) == 1:  # the graph with one slot costs less
             return contexts[0].peek(tokens)
-        hidden_BD = np.empty((len(contexts), self._info.hidden_size), np.float32)
-        self._run_slots(contexts, tokens, hidden_BD)
-        for index, context in enumerate(contexts):
-            context.offer([tokens[index]], hidden_BD[index : index + 1])
+        count, info = len(contexts), self._info
+        hidden_BD = np.empty((count, info.hidden_size), np.float32)
+        is_routing_wanted = any(context.wants_routing for context in contexts)
+        routing = empty_routing(info, count) if is_routing_wanted else None
+        self._run_slots(contexts, tokens, hidden_BD, routing)
+        for at, (context, token) in enumerate(zip(contexts, tokens, strict=True)):
+            routed = None if routing is None else part_of(routing, at, at + 1)
+            context.offer(Chunk(context.position, [token], hidden_BD[at : at + 1], routed))
         return self._head.map_rows("hidden", hidden_BD, "logits", self._info.vocab_size)
 
     def _run_slots(
-        self, contexts: Sequence[Context], tokens: Sequence[int], hidden_BD: FloatArray
+        self,
+        contexts: Sequence[Context],
+        tokens: Sequence[int],
+        hidden_BD: FloatArray,
+        routing: Routing | None,
     ) -> None:
-        """Compute hidden states and cache rows."""
+        """Compute hidden states, layer states and routing."""
         positions = [context.position for context in contexts]
         slot_rows = np.zeros(BATCH_SLOTS, np.int64)
         slot_rows[: len(contexts)] = 1
-        unused = LatentCache(self._info.num_hidden_layers, contexts[0].cache.layout)
         binding = self._graph.new_binding()
         binding.bind_input("input_ids", np.array([tokens], np.int64))
         binding.bind_input("position_ids", np.array([positions], np.int64))
         binding.bind_input(SLOT_ROWS_INPUT, slot_rows)
         binding.bind_output("hidden", hidden_BD[None])
+        if routing is not None:
+            bind_routing(binding, routing)
         for slot in range(BATCH_SLOTS):
             if slot < len(contexts):
-                contexts[slot].cache.bind_to(binding, positions[slot] + 1, slot)
+                contexts[slot].layer_state.bind_to(binding, positions[slot] + 1, slot)
             else:
-                unused.bind_to(binding, 0, slot)
+                self._unused.bind_to(binding, 0, slot)
         binding.run()
 
 
@@ -150,7 +161,7 @@ def _check_contexts(
                 f"decode_batch: contexts {first} and {index} are the same one, which can read one "
                 "token in a step; fork it, or give it one token"
             )
-        if context.cache.layout is not layout:
+        if context.layer_state.layout is not layout:
             raise InputError(
                 f"decode_batch: context {index} was made by another model (or one opened with "
                 "another type of cache); use contexts of this one"
@@ -162,7 +173,7 @@ def _adopt_all(contexts: Sequence[Context]) -> None:
     try:
         for context in contexts:
             context.adopt(1)
-    except BaseException:  # a drafter may run its module to take note of a token
+    except BaseException:  # an observer may fail: a drafter runs its module
         for context, position in zip(contexts, positions, strict=True):
             context.rewind(position)
         raise

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,13 +27,10 @@ import numpy.typing as npt
 
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.atomic_file import atomic_file
-from shoal.runtime.engine.latent_cache import CacheLayout, too_long
+from shoal.runtime.engine.arrays import Arrays
 
 FORMAT_VERSION = 1
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 _MAGIC = b"shoalctx"
 _DTYPES = ("int64", "float32", "float16", "uint8")
@@ -48,6 +45,10 @@ class ContextFile:
 
     arrays: dict[str, npt.NDArray[Any]]
     note: dict[str, Any]
+
+    def has_state_of(self, observer: str) -> bool:
+        """Whether an observer of this name followed the context when it was saved."""
+        return any(name.startswith(f"{observer}.") for name in self.arrays)
 
 
 def write_context_file(
@@ -93,49 +94,6 @@ def read_context_file(path: Path, *, bundle: str, cache_type: CacheType) -> Cont
         raise RuntimeFailure(f"{path}: no memory for the context; free memory") from error
 
 
-def check_arrays(path: Path, arrays: Arrays, info: ModelInfo, layout: CacheLayout) -> bool:
-    """Check that arrays are those of a context of this model.
-
-    Returns:
-        Whether the state of the MTP module is among them.
-
-    Raises:
-        InputError: they are not.
-    """
-    count, rows, waiting, recent = (
-        len(arrays[name]) if name in arrays and arrays[name].ndim else 0
-        for name in ("tokens", "mtp.rows", "mtp.waiting", "mtp.recent_hidden")
-    )
-    expected: dict[str, tuple[str, tuple[int, ...]]]
-    expected = {"tokens": ("int64", (count,)), "last_hidden": ("float32", (info.hidden_size,))}
-    expected |= {
-        part.input(layer): (part.dtype, (count, part.width))
-        for layer in range(info.num_hidden_layers)
-        for part in layout.parts
-    }
-    has_mtp = "mtp.rows" in arrays
-    if has_mtp:
-        expected |= {
-            "mtp.rows": ("int64", (rows, 2)),
-            **{f"mtp.{part.input(0)}": (part.dtype, (rows, part.width)) for part in layout.parts},
-            "mtp.waiting": ("int64", (waiting, 2)),
-            "mtp.waiting_hidden": ("float32", (waiting, info.hidden_size)),
-            "mtp.recent": ("int64", (1,)),
-            "mtp.recent_hidden": ("float32", (recent, info.hidden_size)),
-        }
-    if {name: (str(a.dtype), a.shape) for name, a in arrays.items()} != expected:
-        raise _damaged(path)
-    limit = layout.max_length
-    if count > limit:
-        raise too_long(count, limit)
-    pairs = [arrays[name] for name in ("mtp.rows", "mtp.waiting") if has_mtp]
-    tokens = np.concatenate([arrays["tokens"], *(pair[:, 1] for pair in pairs)])
-    positions = np.concatenate([np.array([count - 1], np.int64), *(pair[:, 0] for pair in pairs)])
-    if not ((tokens >= 0) & (tokens < info.vocab_size)).all() or (positions >= limit).any():
-        raise _damaged(path)
-    return has_mtp
-
-
 def _header(bundle: str, cache_type: CacheType, arrays: Arrays, note: dict[str, Any]) -> bytes:
     described = [
         {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
@@ -171,7 +129,7 @@ def _read(file: IO[bytes], path: Path, bundle: str, cache_type: CacheType) -> Co
     if start[:8] != _MAGIC or len(start) < 16:
         raise InputError(f"{path}: expected a saved context, found another kind of file")
     if length > min(_MAX_HEADER_BYTES, size - 16 - _DIGEST_BYTES):
-        raise _damaged(path)
+        raise damaged(path)
     header = file.read(length)
     digest.update(start + header)
     content = _parse(header, path)
@@ -179,17 +137,17 @@ def _read(file: IO[bytes], path: Path, bundle: str, cache_type: CacheType) -> Co
     shapes = _shapes(content, path)
     expected = sum(math.prod(shape) * dtype.itemsize for dtype, shape in shapes.values())
     if 16 + length + expected + _DIGEST_BYTES != size:
-        raise _damaged(path)
+        raise damaged(path)
     arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in shapes.items()}
     for array in arrays.values():
         target = array.reshape(-1).view(np.uint8).data
         for begin in range(0, len(target), _BLOCK_BYTES):
             block = target[begin : begin + _BLOCK_BYTES]
             if file.readinto(block) != len(block):  # type: ignore[attr-defined]
-                raise _damaged(path)
+                raise damaged(path)
             digest.update(block)
     if file.read() != digest.digest():
-        raise _damaged(path)
+        raise damaged(path)
     return ContextFile(arrays=arrays, note=content["note"])
 
 
@@ -197,9 +155,9 @@ def _parse(header: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path) from error
+        raise damaged(path) from error
     if not isinstance(content, dict) or not isinstance(content.get("note"), dict):
-        raise _damaged(path)
+        raise damaged(path)
     return content
 
 
@@ -226,12 +184,13 @@ def _shapes(
             if entry["dtype"] not in _DTYPES or not all(
                 type(size) is int and 0 <= size < 1 << 40 for size in shape
             ):
-                raise _damaged(path)
+                raise damaged(path)
             shapes[str(entry["name"])] = np.dtype(entry["dtype"]), shape
     except (KeyError, TypeError) as error:
-        raise _damaged(path) from error
+        raise damaged(path) from error
     return shapes
 
 
-def _damaged(path: Path) -> InputError:
+def damaged(path: Path) -> InputError:
+    """The refusal of a file whose content is not what was saved."""
     return InputError(f"{path}: the context is damaged or incomplete; start a new one")

@@ -14,45 +14,23 @@ behind ``reserve``, so that is where the rows are copied.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.graphs.cache_types import CachePart, CacheType
 from shoal.graphs.contract import in_slot
 from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.runtime.engine.arrays import Arrays, require_arrays, row_count
+from shoal.runtime.engine.layer_state import CacheLayout, StateBinding, too_long
 from shoal.runtime.machine.memory import read_memory
 
 _SMALLEST_CAPACITY = 64
 _GROWTH = 1.5  # each row is copied about twice in all, and at most a third of the room is unused
 
 
-class _Binding(Protocol):
-    """Takes addresses for a graph; see ``session.Binding``."""
-
-    def bind_input_at(
-        self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], address: int
-    ) -> None: ...
-
-    def bind_output_at(
-        self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], address: int
-    ) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheLayout:
-    """What the latent caches of a model are like."""
-
-    type: CacheType
-    parts: tuple[CachePart, ...]  # of one layer
-    max_length: int  # tokens; a cache never gets room for more
-
-
 class LatentCache:
-    """Growing buffers of latent rows, one for each layer and part.
+    """Growing buffers of latent rows, one for each layer and part: a ``LayerState``.
 
     Args:
         num_layers: decoder layers.
@@ -90,14 +68,14 @@ class LatentCache:
 
     def rows(self) -> dict[str, npt.NDArray[Any]]:
         """The rows in use, [S, width] by name of the graph input: views, until the cache grows."""
-        return {name: buffer[0, : self.length] for name, buffer in self._buffers.items()}
+        return self.rows_at(0, self.length)
 
-    def rows_ahead(self, count: int) -> dict[str, npt.NDArray[Any]]:
-        """Rows behind those in use that a graph has written, [count, width]: views."""
-        ahead = slice(self.length, self.length + count)
-        return {name: buffer[0, ahead] for name, buffer in self._buffers.items()}
+    def rows_at(self, first: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Rows that a graph has written, in use or behind those, [count, width]: views."""
+        chosen = slice(first, first + count)
+        return {name: buffer[0, chosen] for name, buffer in self._buffers.items()}
 
-    def bind_to(self, binding: _Binding, length: int, slot: int | None = None) -> None:
+    def bind_to(self, binding: StateBinding, length: int, slot: int | None = None) -> None:
         """Let a graph read and write the first ``length`` rows; to be repeated once it grew.
 
         Args:
@@ -176,11 +154,18 @@ class LatentCache:
             raise InputError(f"context: cannot rewind to {length}, it holds {self.length} tokens")
         self.length = length
 
-    def restore(self, rows: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Hold these rows instead, as ``rows`` returned them; used, not copied."""
+    def restore(self, rows: Arrays) -> None:
+        """Hold these rows instead, as ``rows`` returned them; used, not copied.
+
+        Raises:
+            UnexpectedArrays: they are no such rows.
+        """
+        count = row_count(rows, next(iter(self._parts)))
+        forms = {name: (part.dtype, (count, part.width)) for name, part in self._parts.items()}
+        require_arrays(rows, forms)
         self._buffers = {name: np.ascontiguousarray(rows[name])[None] for name in self._parts}
         self._sharers = weakref.WeakSet([self])
-        self.length = next(iter(self._buffers.values())).shape[1]
+        self.length = count
 
     def _check_memory(self, capacity: int) -> None:
         # np.empty succeeds far beyond what exists, and the process would be killed later.
@@ -196,11 +181,3 @@ class LatentCache:
             f"latent cache: {capacity} tokens take {megabytes:.0f} MB, more than is free; use a "
             "shorter context, a cache of a smaller type, or free memory"
         )
-
-
-def too_long(length: int, limit: int) -> InputError:
-    """The refusal of more tokens than a context can hold."""
-    return InputError(
-        f"context: {length} tokens are more than the model's {limit} (max_position_embeddings or "
-        "max_context); shorten the prompt or start a new context"
-    )

@@ -57,9 +57,9 @@ SECTIONS = (
             ("shoal.runtime.evaluation.results", "Estimate"),
         ),
         internal=(
-            *("Context.adopt", "Context.alone", "Context.get_ready", "Context.offer"),
-            *("Context.peek", "Context.peeked", "Context.restore", "Context.state_rows"),
-            "Model.start_drafting",
+            *("Context.adopt", "Context.alone", "Context.attach", "Context.observer"),
+            *("Context.offer", "Context.peek", "Context.peeked", "Context.restore"),
+            "Context.wants_routing",
         ),
     ),
     Section(

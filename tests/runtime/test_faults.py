@@ -13,6 +13,7 @@ import pytest
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 from shoal.runtime.context_pool import ContextPool
+from shoal.runtime.engine.latent_cache import LatentCache
 
 IDS = list(range(40, 640, 11))
 
@@ -61,9 +62,9 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_old_file(model, tmp_path, 
 
 def test_a_rewind_into_a_shared_prefix_leaves_the_others_as_they_are(model):
     context = model.new_context()
-    model.start_drafting(context)
+    drafter = model.drafts.start(context)
     context.prefill(IDS)
-    context.drafter.propose(context.position, 7, 1)
+    drafter.propose(context.position, 7, 1)
     expected = context.fork().decode(7)
     forks = [context.fork() for _ in range(3)]
     for index, fork in enumerate(forks):
@@ -83,16 +84,18 @@ def test_a_prefix_shared_through_the_pool_is_not_written_to(model):
     pool = ContextPool(model, max_bytes=1 << 30)
     context = pool.take(IDS)
     context.prefill(IDS)
-    rows = {name: part.copy() for name, part in context.cache.rows().items()}
+    rows = {name: part.copy() for name, part in context.layer_state.rows().items()}
     pool.give_back(context)
     other = pool.take([*IDS[:20], 7, 8])
-    assert (other.position, other.cache.is_shared) == (20, True)
+    state = other.layer_state
+    assert isinstance(state, LatentCache)
+    assert (other.position, state.is_shared) == (20, True)
     other.prefill([7, 8])
     other.rewind(3)
     other.prefill([1, 2, 3])
     again = pool.take(IDS)
     assert again is context
-    np.testing.assert_equal(again.cache.rows(), rows)
+    np.testing.assert_equal(again.layer_state.rows(), rows)
 
 
 def test_answers_of_one_model_in_several_threads_are_those_of_one_after_another(model):
@@ -136,11 +139,3 @@ def test_two_answers_at_once_in_one_context_are_refused_or_right(model):
     for n in range(2):
         refused = "another thread is using it" in str(outcomes[n])
         assert refused or outcomes[n] == expected[n]
-
-
-def test_dropping_the_first_tokens_is_refused_with_the_reason(model):
-    context = model.new_context()
-    context.prefill(IDS)
-    with pytest.raises(InputError, match=r"first 10 tokens.*rotated.*read the 45 that remain"):
-        context.drop_first(10)
-    assert context.tokens == tuple(IDS)

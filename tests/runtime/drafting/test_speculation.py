@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import threading
 import warnings
@@ -17,9 +16,12 @@ from hypothesis import strategies as st
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import open_bundle
 from shoal.runtime.drafting.draft_policy import AutoDraft, FixedDraft
+from shoal.runtime.drafting.drafts import Drafts
 from shoal.runtime.drafting.row_audit import RowAudit, shortest_depth
 from shoal.runtime.drafting.speculation import Speculation
+from shoal.runtime.engine.forward import Forward
 from shoal.runtime.engine.session import SessionSettings
+from shoal.runtime.engine.step import NO_TOKENS, Chunk
 from shoal.runtime.sampling import SamplingOptions, candidates, choose_token
 
 TEXTS = (
@@ -138,11 +140,11 @@ def test_a_size_is_believed_after_equal_steps_at_each_depth():
     audit = RowAudit()
     for depth in (70, 100):
         assert audit.wants(2, depth)
-        audit.note(2, depth, is_equal=True)
+        audit.record(2, depth, is_equal=True)
     assert not audit.wants(2, 127)
     assert audit.wants(2, 128)
     assert audit.wants(3, 127)
-    audit.note(3, 127, is_equal=False)
+    audit.record(3, 127, is_equal=False)
     assert audit.failed
     assert not audit.wants(2, 128)
 
@@ -197,15 +199,13 @@ def test_stop_strings_and_stop_tokens_end_an_answer_at_the_same_place(trusting):
         assert (drafted.tokens, drafted.finish_reason) == (plain.tokens, plain.finish_reason)
 
 
-def test_a_context_that_fills_up_in_the_middle_of_a_draft_ends_as_without(trusting, monkeypatch):
+def test_a_context_that_fills_up_in_the_middle_of_a_draft_ends_as_without(trusting):
     ids = trusting.encode(TEXTS[0])
-
-    layout = dataclasses.replace(trusting._layout, max_length=len(ids) + 9)
-    monkeypatch.setattr(trusting, "_layout", layout)
+    short = open_bundle(trusting.bundle.folder, threads=1, max_context=len(ids) + 9)
 
     def answer(draft):
-        context = trusting.new_context()
-        generation = trusting.generate(ids, stop_tokens=(), draft=draft, context=context)
+        context = short.new_context()
+        generation = short.generate(ids, stop_tokens=(), draft=draft, context=context)
         return list(generation), generation.finish_reason, context.position
 
     assert answer(3) == answer(0)
@@ -219,7 +219,7 @@ def test_a_failed_check_leaves_the_answer_where_it_was(trusting, monkeypatch):
     generation = trusting.generate(ids, max_new_tokens=30, stop_tokens=(), draft=2, context=context)
     found = list(itertools.islice(generation, 5))
     with monkeypatch.context() as patch:
-        patch.setattr(context, "_run_head", lambda *_: (_ for _ in ()).throw(RuntimeFailure("no")))
+        patch.setattr(Forward, "_run_head", lambda *_: (_ for _ in ()).throw(RuntimeFailure("no")))
         while True:
             try:
                 found.append(next(generation))
@@ -279,9 +279,9 @@ def test_other_drafts_are_refused_at_once(model, draft):
 
 
 def test_a_bundle_without_the_module_refuses_drafts_but_not_auto(model, monkeypatch):
-    monkeypatch.setattr(type(model), "can_draft", False)
+    monkeypatch.setattr(Drafts, "are_possible", False)
     fresh = open_bundle(model.bundle.folder, threads=1)
-    with pytest.raises(InputError, match="multi-token-prediction module, which this bundle has"):
+    with pytest.raises(InputError, match="multi-token-prediction module, this bundle has none"):
         fresh.generate([5], draft=1)
     assert fresh.generate([5], draft="auto").draft_stats is None
 
@@ -294,18 +294,18 @@ class StubContext:
     def __init__(self, logits_VW):
         self._logits_VW = logits_VW
         self.position = 0
-        self.peeked: tuple[int, ...] = ()
+        self.peeked = NO_TOKENS
 
     def decode(self, token):
-        self.position, self.peeked = self.position + 1, ()
+        self.position, self.peeked = self.position + 1, NO_TOKENS
         return self._logits_VW[token]
 
     def peek(self, tokens):
-        self.peeked = tuple(tokens)
+        self.peeked = Chunk(self.position, tokens, self._logits_VW[tokens], None)
         return self._logits_VW[tokens]
 
     def adopt(self, count):
-        self.position, self.peeked = self.position + count, self.peeked[count:]
+        self.position, self.peeked = self.position + count, self.peeked.split(count)[1]
 
 
 class StubDrafter:
@@ -355,17 +355,19 @@ def test_the_distribution_of_the_tiny_model_is_unchanged_by_drafts(trusting):
     ids = trusting.encode(TEXTS[0])
     options = SamplingOptions(temperature=0.8, top_k=4)
     base = trusting.new_context()
-    trusting.start_drafting(base)
+    trusting.drafts.start(base)
     token = int(np.argmax(base.prefill(ids)))
     plain = base.fork()
-    draft = plain.drafter.propose(plain.position, token, 1)[0]
+    draft = trusting.drafts.start(plain).propose(plain.position, token, 1)[0]
     plain.decode(token)
     after_draft = plain.decode(draft)
     ids_left, probabilities = candidates(after_draft, options)
     counts = dict.fromkeys(ids_left.tolist(), 0)
     for seed in range(300):
         context = base.fork()
-        speculation = Speculation(context, context.drafter, FixedDraft(1), RowAudit())
+        speculation = Speculation(
+            context, trusting.drafts.start(context), FixedDraft(1), RowAudit()
+        )
         speculation.decode(token)
         logits = speculation.decode(draft)
         counts[choose_token(logits, options, np.random.default_rng(seed))] += 1

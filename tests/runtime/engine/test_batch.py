@@ -50,7 +50,7 @@ def random_tokens(count: int, seed: int) -> list[int]:
 
 def state(context: Context) -> tuple[Any, ...]:
     """Everything that what follows depends on, to be compared."""
-    rows = {name: part.tobytes() for name, part in context.cache.rows().items()}
+    rows = {name: part.tobytes() for name, part in context.layer_state.rows().items()}
     return context.position, context.tokens, rows, context.last_hidden.tobytes()
 
 
@@ -92,7 +92,7 @@ def test_float_contexts_have_the_logits_they_have_apart(
 
 def test_a_context_goes_on_alone_before_and_after(model: Model, tmp_path: Path) -> None:
     one, other = filled(model, 20, 1), filled(model, 70, 2)
-    model.start_drafting(one)
+    model.drafts.start(one)
     expected = one.fork()
     for turn in range(3):
         model.decode_batch([other, one], [7 + turn, 40 + turn])
@@ -104,9 +104,8 @@ def test_a_context_goes_on_alone_before_and_after(model: Model, tmp_path: Path) 
     model.decode_batch([one], [9])
     expected.decode(9)
     assert state(one) == state(expected)
-    assert one.drafter is not None
-    assert expected.drafter is not None
-    assert one.drafter.propose(25, 8, 2) == expected.drafter.propose(25, 8, 2)
+    drafters = [model.drafts.start(context) for context in (one, expected)]
+    assert drafters[0].propose(25, 8, 2) == drafters[1].propose(25, 8, 2) != []
     one.save(tmp_path / "one.ctx")
     restored = model.load_context(tmp_path / "one.ctx")
     found = model.decode_batch([restored, one], [11, 11])
@@ -203,7 +202,7 @@ def test_threads_with_contexts_of_their_own_do_not_disturb_each_other(model: Mod
 def test_a_failing_step_moves_no_context(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the last group of contexts fails, and then the module of the last drafter."""
     contexts = [filled(model, 3 + seed, seed) for seed in range(10)]
-    drafter = model.start_drafting(contexts[-1])
+    drafter = model.drafts.start(contexts[-1])
     before = [state(context) for context in contexts]
     tokens = random_tokens(10, 5)
     runs = []

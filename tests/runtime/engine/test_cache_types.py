@@ -34,15 +34,15 @@ def test_a_token_takes_the_bytes_of_the_formula(model):
     expected = cache_token_bytes(
         info.kv_lora_rank, info.qk_rope_head_dim, info.num_hidden_layers, model.cache_type
     )
-    assert context.cache.bytes_per_token == expected
+    assert context.layer_state.bytes_per_token == expected
     assert context.nbytes == 100 * expected
 
 
 def test_what_follows_a_rewind_a_fork_a_file_and_growth_has_the_same_bits(model, tmp_path):
     context = model.new_context()
-    model.start_drafting(context)
+    drafter = model.drafts.start(context)
     context.prefill(IDS)
-    context.drafter.propose(context.position, 7, 2)
+    drafter.propose(context.position, 7, 2)
     expected = [context.decode(token) for token in (7, 8, 9)]
     context.rewind(len(IDS))
     fork = context.fork()
@@ -53,7 +53,7 @@ def test_what_follows_a_rewind_a_fork_a_file_and_growth_has_the_same_bits(model,
     for other in (context, fork, restored, grown):
         found = [other.decode(token) for token in (7, 8, 9)]
         np.testing.assert_array_equal(np.stack(found), np.stack(expected))
-    np.testing.assert_equal(restored.cache.rows(), context.cache.rows())
+    np.testing.assert_equal(restored.layer_state.rows(), context.layer_state.rows())
 
 
 def test_drafts_do_not_change_what_is_said(model):

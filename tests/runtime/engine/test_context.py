@@ -88,11 +88,11 @@ def test_the_cache_holds_the_latent_and_the_rope_key_of_each_token_and_nothing_e
     context = model.new_context()
     context.reserve(500)
     width = info.kv_lora_rank + info.qk_rope_head_dim
-    assert context.cache.bytes_per_token == width * 4 * info.num_hidden_layers
-    assert context.cache.nbytes == 500 * context.cache.bytes_per_token
+    assert context.layer_state.bytes_per_token == width * 4 * info.num_hidden_layers
+    assert context.layer_state.nbytes == 500 * context.layer_state.bytes_per_token
     context.prefill(IDS)
-    assert context.cache.nbytes == 500 * context.cache.bytes_per_token
-    assert context.cache.rows()["cache.0"].shape == (len(IDS), width)
+    assert context.layer_state.nbytes == 500 * context.layer_state.bytes_per_token
+    assert context.layer_state.rows()["cache.0"].shape == (len(IDS), width)
 
 
 def test_growing_the_cache_does_not_change_results(model):
@@ -102,7 +102,7 @@ def test_growing_the_cache_does_not_change_results(model):
     for start in range(0, 300, 30):
         tokens = list(range(start + 5, start + 35))
         np.testing.assert_array_equal(growing.prefill(tokens), roomy.prefill(tokens))
-        capacities.add(growing.cache.capacity)
+        capacities.add(growing.layer_state.capacity)
     assert len(capacities) > 2
 
 
@@ -180,13 +180,13 @@ def test_more_than_the_model_can_read_is_refused_before_computing(model):
     limit = model.manifest.model.max_position_embeddings
     context = model.new_context()
     context.prefill(IDS[:5])
-    before = context.cache.nbytes
+    before = context.layer_state.nbytes
     message = f"{limit + 1} tokens are more than the model's {limit}"
     with pytest.raises(InputError, match=message):
         context.prefill([5] * (limit - 4))
     with pytest.raises(InputError, match=message):
         context.switch_to([5] * (limit + 1))
-    assert (context.position, context.cache.nbytes) == (5, before)
+    assert (context.position, context.layer_state.nbytes) == (5, before)
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_a_context_can_be_filled_to_the_last_token(model):
     context = model.new_context()
     context.prefill([5 + n % 4000 for n in range(limit - 1)])
     context.decode(5)
-    assert context.position == limit == context.cache.capacity
+    assert context.position == limit == context.layer_state.capacity
     with pytest.raises(InputError, match="more than the model's"):
         context.decode(5)
 
@@ -256,10 +256,10 @@ def test_peeking_reads_nothing_until_tokens_are_adopted(model):
     context = model.new_context()
     context.prefill(IDS[:10])
     logits = context.peek(IDS[10:14])
-    assert (context.tokens, context.peeked) == (tuple(IDS[:10]), tuple(IDS[10:14]))
+    assert (context.tokens, context.peeked.tokens) == (tuple(IDS[:10]), IDS[10:14])
     context.adopt(1)
     context.adopt(2)
-    assert (context.tokens, context.peeked) == (tuple(IDS[:13]), (IDS[13],))
+    assert (context.tokens, context.peeked.tokens) == (tuple(IDS[:13]), [IDS[13]])
     assert_logits_equal(logits, model.logits(IDS[:14])[10:])
     with pytest.raises(InputError, match="at most the 1 tokens it last peeked at, found 2"):
         context.adopt(2)
@@ -280,7 +280,7 @@ def test_what_was_peeked_at_is_gone_once_something_else_is_done(model, action):
     context.prefill(IDS[:10])
     context.peek(IDS[10:14])
     action(context)
-    assert context.peeked == ()
+    assert context.peeked.tokens == []
     with pytest.raises(InputError, match="peek again"):
         context.adopt(1)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.runtime import open_bundle
+from shoal.runtime.drafting.drafts import DRAFTER
 
 IDS = list(range(40, 640, 11))
 
@@ -30,16 +31,16 @@ def saved(model, tmp_path_factory):
     """A file with a context of IDS, the MTP state included."""
     path = tmp_path_factory.mktemp("saved") / "a.ctx"
     context = model.new_context()
-    model.start_drafting(context)
+    drafter = model.drafts.start(context)
     context.prefill(IDS)
-    context.drafter.propose(context.position, 7, 2)
+    drafter.propose(context.position, 7, 2)
     context.save(path, {"title": "caf\u00e9"})
     return path
 
 
 def test_what_follows_has_the_same_bits_as_without_the_interruption(model, tmp_path):
     context = model.new_context()
-    drafter = model.start_drafting(context)
+    drafter = model.drafts.start(context)
     context.prefill(IDS)
     drafter.propose(context.position, 7, 2)
     for token in (7, 8, 9):
@@ -50,18 +51,20 @@ def test_what_follows_has_the_same_bits_as_without_the_interruption(model, tmp_p
     assert restored.tokens == context.tokens
     np.testing.assert_array_equal(restored.last_hidden, context.last_hidden)
     for token in (10, 11):
-        drafts = [one.drafter.propose(one.position, token, 3) for one in (context, restored)]
+        drafts = [
+            model.drafts.start(one).propose(one.position, token, 3) for one in (context, restored)
+        ]
         assert drafts[0] == drafts[1] != []
         np.testing.assert_array_equal(restored.decode(token), context.decode(token))
-    for one, other in ((restored, context), (restored.drafter, drafter)):
-        np.testing.assert_equal(one.cache.rows(), other.cache.rows())
+    np.testing.assert_equal(restored.layer_state.rows(), context.layer_state.rows())
+    np.testing.assert_equal(model.drafts.start(restored).cache.rows(), drafter.cache.rows())
 
 
 def test_a_context_without_drafts_and_an_empty_one_can_be_kept(model, tmp_path):
     context = model.new_context()
     context.save(tmp_path / "empty.ctx")
     restored = model.load_context(tmp_path / "empty.ctx")
-    assert (restored.position, restored.drafter) == (0, None)
+    assert (restored.position, restored.observer(DRAFTER)) == (0, None)
     np.testing.assert_array_equal(restored.prefill(IDS), context.prefill(IDS))
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from shoal.graphs.cache_types import CACHE_TYPES, CachePart, cache_parts
 from shoal.graphs.errors import InputError, RuntimeFailure
-from shoal.runtime.engine.latent_cache import CacheLayout, LatentCache
+from shoal.runtime.engine.latent_cache import LatentCache
+from shoal.runtime.engine.layer_state import CacheLayout
 from shoal.runtime.machine.memory import Memory
 
 PART = CachePart(name="cache", dtype="float32", width=6)
