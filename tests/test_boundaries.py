@@ -58,9 +58,8 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "bundle": ("machine",),
         "kernels": ("machine",),
         "engine": ("atomic_file", "bundle", "kernels", "machine", "units"),
-        "engine.context": ("bundle", "drafting", "engine"),  # it drafts; an observer is to do so
         "residency": ("engine", "machine"),
-        "drafting": ("engine",),
+        "drafting": ("bundle", "engine"),
         "text": ("bundle",),
         "generate": ("drafting", "engine", "sampling", "text"),
         "model": ("bundle", "drafting", "engine", "generate", "sampling", "text"),
