@@ -11,7 +11,7 @@ import onnx
 import pytest
 from tests.docs.public_api import ROOT
 
-from shoal.graphs import contract, manifest_reader
+from shoal.graphs import contract, graph_rules, manifest_reader
 from shoal.graphs.cache_types import CACHE_TYPES, LARGEST_CACHE_BLOCK, cache_parts
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo
 from shoal.graphs.parameters import KINDS, Place
@@ -96,6 +96,8 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"at most {manifest_reader.MAX_MANIFEST_BYTES >> 20} MiB and 64 levels deep" in PAGE
     assert f"`slot_rows` int64 [{contract.BATCH_SLOTS}]" in PAGE
     assert f"`block_size` ({', '.join(map(str, BLOCK_SIZES[:-1]))} or {BLOCK_SIZES[-1]})" in PAGE
+    assert f"A constant has\n  {graph_rules._MAX_CONSTANT_BYTES} bytes at most" in PAGE
+    assert f"a graph file {graph_rules.MAX_GRAPH_BYTES >> 20} MiB" in PAGE
     assert f"the largest of {LARGEST_CACHE_BLOCK}, 32 and 16 that divides C" in PAGE
 
 
