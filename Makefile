@@ -80,6 +80,7 @@ $(STAMP): pyproject.toml setup.py
 
 # What only tests need: not by its path, as shoal is there already and need not be built again.
 $(TEST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e export/optimum/command
 	$(BIN)/python -m pip install --quiet "shoal[dev]"
 	@touch $@
 

@@ -20,8 +20,8 @@ from shoal.runtime.kernels.build import KernelBuildError, find_compiler
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("export", "graphs", "runtime")
-# Installed as optimum.commands.register, a namespace of many distributions.
-REGISTER = ROOT / "export" / "optimum" / "register"
+# A distribution of its own: its module is installed as optimum.commands.register.register_shoal.
+OPTIMUM_COMMAND = ROOT / "export" / "optimum" / "command"
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,23 @@ def build_wheel(sources: Path, target: str, **settings: str) -> Path:
         command, cwd=sources, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    (wheel,) = (sources / target).glob("shoal-*.whl")
+    (wheel,) = (sources / target).glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
 def wheel(sources: Path) -> Path:
     return build_wheel(sources, "out")
+
+
+@pytest.fixture(scope="module")
+def optimum_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of shoal-optimum."""
+    folder = tmp_path_factory.mktemp("optimum-command")
+    for path in OPTIMUM_COMMAND.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    return build_wheel(folder, "out")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +85,7 @@ def has_compiler() -> bool:
 
 def module_files() -> set[Path]:
     files = {path for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    return {path for path in files if not path.is_relative_to(REGISTER)}
+    return {path for path in files if not path.is_relative_to(OPTIMUM_COMMAND)}
 
 
 def folders_with_modules() -> set[str]:
@@ -85,13 +95,12 @@ def folders_with_modules() -> set[str]:
 
 def test_the_package_list_names_every_folder_with_modules(project: dict[str, Any]) -> None:
     packages = set(project["tool"]["setuptools"]["packages"])
-    assert packages == folders_with_modules() | {"optimum.commands.register"}
+    assert packages == folders_with_modules()
 
 
 def test_every_folder_with_modules_has_an_init() -> None:
     parents = {path.parent for path in module_files()}
     assert not [str(parent) for parent in parents if not (parent / "__init__.py").exists()]
-    assert not (REGISTER / "__init__.py").exists()
 
 
 def test_the_wheel_holds_every_module(wheel_names: set[str]) -> None:
@@ -124,32 +133,60 @@ def test_a_wheel_fits_every_python_and_names_its_machine(wheel: Path, sources: P
     assert not [name for name in zipfile.ZipFile(without).namelist() if name.endswith(".so")]
 
 
-def test_the_wheel_holds_one_file_outside_shoal(wheel_names: set[str]) -> None:
-    outside = {name for name in wheel_names if not name.startswith("shoal/")}
-    assert {name for name in outside if ".dist-info/" not in name} == {
-        "optimum/commands/register/register_shoal.py"
-    }
+def own_files(wheel: Path) -> set[str]:
+    """What a wheel puts into site-packages, without what describes it."""
+    return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
-def test_optimum_cli_exports_with_an_installed_wheel(
-    wheel: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(tmp_path / "site")
-    # -S: without what an editable installation adds, so that the wheel is what is found.
-    site = [str(tmp_path / "site"), *(path for path in sys.path if "site-packages" in path)]
-    command = [sys.executable, "-S", "-m", "optimum.commands.optimum_cli", "export", "shoal"]
-    command += ["--model", str(tiny_checkpoint), "bundle", "--dry-run", "--json"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(site)},
+def test_a_device_gets_no_folder_optimum(wheel: Path, optimum_command: Path) -> None:
+    """With such a folder transformers takes optimum for installed."""
+    assert {name.partition("/")[0] for name in own_files(wheel)} == {"shoal"}
+    assert own_files(optimum_command) == {"optimum/commands/register/register_shoal.py"}
+
+
+@pytest.fixture
+def site(wheel: Path, optimum_command: Path, tmp_path: Path) -> Path:
+    """Both wheels, unpacked as pip does."""
+    for path in (wheel, optimum_command):
+        with zipfile.ZipFile(path) as content:
+            content.extractall(tmp_path / "site")
+    return tmp_path / "site"
+
+
+def optimum_cli(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # -S: without what an editable installation adds, so that the wheels are what is found.
+    folders = [str(site), *(path for path in sys.path if "site-packages" in path)]
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "optimum.commands.optimum_cli", *arguments],
+        cwd=site.parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_optimum_cli_exports_with_installed_wheels(site: Path, tiny_checkpoint: Path) -> None:
+    options = ["--model", str(tiny_checkpoint), "bundle", "--dry-run", "--json"]
+    done = optimum_cli(site, "export", "shoal", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"] > 12e6
+
+
+def test_a_shoal_that_does_not_fit_leaves_optimum_cli_alone(site: Path) -> None:
+    assert "shoal" in optimum_cli(site, "export", "--help").stdout
+    (site / "shoal" / "runtime" / "commands" / "options_export.py").write_text("")
+    done = optimum_cli(site, "export", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "shoal" not in done.stdout
+    assert "optimum-cli export shoal is not there: cannot import name" in done.stderr
+
+
+def test_optimum_cli_has_the_command_here() -> None:
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "shoal", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--weights" in done.stdout
 
 
 def test_the_base_install_is_what_a_device_needs(project: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """Builds the wheels: ``python tests/wheels/build.py FOLDER``, which ``make wheels`` calls.
 
-Three of them: with native kernels for x86-64, the same for aarch64 (with Debian's cross compiler),
-and one without kernels for everything else. The kernel library uses no Python interface, so a wheel
-fits every Python 3. auditwheel reads from the library how old a system may be; that must be at
-least as old as the one the installed onnxruntime asks for.
+Three of shoal: with native kernels for x86-64, the same for aarch64 (with Debian's cross compiler),
+and one without kernels for everything else; and one of shoal-optimum, the command of optimum-cli.
+The kernel library uses no Python interface, so a wheel fits every Python 3. auditwheel reads from
+the library how old a system may be; that must be at least as old as the one the installed
+onnxruntime asks for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ COMPILERS = {
     "aarch64": os.environ.get("CXX_AARCH64", "aarch64-linux-gnu-g++"),
 }
 PURE = "any"
+OPTIMUM_COMMAND = Path("export", "optimum", "command")
 
 
 class WheelError(Exception):
@@ -31,7 +33,7 @@ class WheelError(Exception):
 
 
 def build_wheels(target: Path, machines: list[str]) -> list[Path]:
-    """Build a wheel for each machine into ``target``, which holds no other afterwards.
+    """Build the wheels into ``target``, which holds no others of ours afterwards.
 
     Args:
         target: a folder, made if it is missing.
@@ -50,8 +52,9 @@ def build_wheels(target: Path, machines: list[str]) -> list[Path]:
     with tempfile.TemporaryDirectory() as folder:
         sources = copy_sources(Path(folder) / "sources")
         built = [build_wheel(sources, Path(folder) / machine, machine) for machine in machines]
+        built.append(pip_wheel(sources / OPTIMUM_COMMAND, Path(folder) / "optimum"))
         target.mkdir(parents=True, exist_ok=True)
-        for old in target.glob("shoal-*.whl"):
+        for old in target.glob("shoal*.whl"):
             old.unlink()
         return [Path(shutil.copy(wheel, target)) for wheel in built]
 
@@ -70,14 +73,20 @@ def build_wheel(sources: Path, folder: Path, machine: str) -> Path:
     """One wheel, tagged with the oldest systems it runs on."""
     shutil.rmtree(sources / "build", ignore_errors=True)
     setting = {"SHOAL_KERNELS": "none"} if machine == PURE else {"CXX": COMPILERS[machine]}
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    command += ["--no-index", "--quiet", "--wheel-dir", str(folder), str(sources)]
-    _output(command, {**os.environ, **setting})
-    (wheel,) = folder.glob("*.whl")
+    wheel = pip_wheel(sources, folder, **setting)
     expected = f"-py3-none-{'any' if machine == PURE else f'linux_{machine}'}.whl"
     if not wheel.name.endswith(expected):
         raise WheelError(f"expected a wheel ...{expected}, built {wheel.name}: did {setting} fail?")
     return wheel if machine == PURE else tag_wheel(wheel, machine)
+
+
+def pip_wheel(sources: Path, folder: Path, **setting: str) -> Path:
+    """What pip builds of a distribution, alone in ``folder``."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command += ["--no-index", "--quiet", "--wheel-dir", str(folder), str(sources)]
+    _output(command, {**os.environ, **setting})
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 def tag_wheel(wheel: Path, machine: str) -> Path:
@@ -127,7 +136,7 @@ def _output(command: list[str], environment: dict[str, str] | None = None) -> st
 
 
 def main() -> int:
-    """Build all three and say what they are."""
+    """Build all and say what they are."""
     try:
         wheels = build_wheels(Path(sys.argv[1]), ["x86_64", "aarch64", PURE])
     except WheelError as error:

@@ -2,6 +2,7 @@
 
 ``python tests/wheels/check.py FOLDER [BUNDLE]``, which ``make test-wheels`` calls: the wheel for
 this machine and the one without kernels. (``make test-arm`` does it with the one for aarch64.)
+The wheel of optimum-cli's command brings that and nothing else.
 Reports what an installation takes on disk and how long importing it takes.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "And God said"
-NOT_ON_A_DEVICE = ("torch", "onnx", "safetensors", "transformers", "pytest")
+NOT_ON_A_DEVICE = ("torch", "onnx", "safetensors", "transformers", "optimum", "pytest")
 
 # Processor seconds, not wall time: other work on the machine does not count. Best of a few runs.
 IMPORT_S = """
@@ -84,6 +85,14 @@ def check_wheel(python: Path, wheel: Path, bundle: Path, forms: tuple[str, ...])
     print(f"{wheel.name}: runs {' and '.join(forms)} kernels, no compiler, no torch")
 
 
+def check_optimum_command(python: Path, wheel: Path) -> None:
+    """Install the command of optimum-cli, which a device does without."""
+    install(python, "--no-deps", str(wheel))
+    found = run(python, "-c", _FIND.format(names=("optimum.commands.register.register_shoal",)))
+    check(json.loads(found.stdout) != [], f"{wheel.name}: optimum-cli would not find the command")
+    print(f"{wheel.name}: puts the command where optimum-cli looks for it")
+
+
 _FIND = """
 import importlib.util, json
 print(json.dumps([name for name in {names} if importlib.util.find_spec(name)]))
@@ -107,12 +116,13 @@ def report(python: Path) -> None:
 
 
 def main() -> None:
-    """Check both wheels that this machine can run."""
+    """Check both wheels that this machine can run, and that of optimum-cli's command."""
     folder = Path(sys.argv[1])
     bundle = Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "build" / "tiny").absolute()
     check(bundle.is_dir(), f"{bundle}: no bundle; run make demo")
     (native,) = folder.glob("shoal-*_x86_64.whl")
     (pure,) = folder.glob("shoal-*-any.whl")
+    (command,) = folder.glob("shoal_optimum-*.whl")
     environment = ROOT / "build" / "wheel-environment"
     shutil.rmtree(environment, ignore_errors=True)
     venv.create(environment, with_pip=True)
@@ -121,6 +131,7 @@ def main() -> None:
     check_wheel(python, native, bundle, ("native", "portable"))
     report(python)
     check_wheel(python, pure, bundle, ("portable",))
+    check_optimum_command(python, command)
 
 
 if __name__ == "__main__":

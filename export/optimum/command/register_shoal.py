@@ -1,19 +1,17 @@
-"""``optimum-cli export shoal``: installed as optimum.commands.register.register_shoal.
+"""``optimum-cli export shoal``: the one file of the distribution shoal-optimum.
 
-optimum-cli imports every module of that namespace when it starts, so this one imports little.
+optimum-cli imports every module of this namespace when it starts, so this one imports little and
+never fails: without a shoal that fits, optimum-cli goes on without the command.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
-
-from shoal.graphs.model_forms import CHECKPOINT_FORMS
-from shoal.runtime.commands.options import add_common_options
-from shoal.runtime.commands.options_export import add_bundle_options
 
 
 class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
@@ -46,4 +44,12 @@ class ShoalExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         sys.exit(run_verb(self.args))
 
 
-REGISTER_COMMANDS = [(ShoalExportCommand, ExportCommand)]
+try:
+    from shoal.graphs.model_forms import CHECKPOINT_FORMS
+    from shoal.runtime.commands.options import add_common_options
+    from shoal.runtime.commands.options_export import add_bundle_options
+except ImportError as error:
+    REGISTER_COMMANDS = []
+    logging.getLogger(__name__).warning("optimum-cli export shoal is not there: %s", error)
+else:
+    REGISTER_COMMANDS = [(ShoalExportCommand, ExportCommand)]
