@@ -18,6 +18,8 @@ import pytest
 
 from shoal.runtime.kernels.build import KernelBuildError, find_compiler
 
+pytestmark = pytest.mark.dependencies
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("export", "graphs", "runtime")
 # A distribution of its own: its module is installed as optimum.commands.register.register_shoal.

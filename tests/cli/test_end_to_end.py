@@ -13,6 +13,8 @@ from shoal.export.inspection import checkpoint_report
 from shoal.runtime.commands.cli import main
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 
+pytestmark = pytest.mark.dependencies
+
 PROMPT = "It is a truth universally acknowledged, that"
 
 # What the console command does, on a machine where nothing of the export extra can be imported.

@@ -18,6 +18,8 @@ from shoal.runtime.commands.cli import main
 from shoal.runtime.console.progress import WorkProgress
 from shoal.runtime.units import format_bytes
 
+pytestmark = pytest.mark.dependencies
+
 WINDOW = "64"
 
 

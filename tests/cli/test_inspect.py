@@ -18,6 +18,8 @@ from shoal.runtime.commands.cli import main
 from shoal.runtime.commands.inspect_command import bundle_report
 from shoal.runtime.console.record_rows import fidelity_rows
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny-v3"
 
 

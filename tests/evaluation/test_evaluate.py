@@ -19,6 +19,8 @@ from shoal.runtime import Model, evaluate
 from shoal.runtime.evaluation import subjects
 from shoal.runtime.evaluation.results import Agreement, Evaluation
 
+pytestmark = pytest.mark.dependencies
+
 WINDOW = 64
 STORED_PART = 2e-3
 """Relative: what a stored reference leaves out of a mean divergence; 1e-3 were measured."""

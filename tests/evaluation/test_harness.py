@@ -18,6 +18,8 @@ from shoal.runtime.evaluation.subjects import open_subject
 from shoal.runtime.lm_eval import ShoalLM
 from shoal.runtime.text.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.dependencies
+
 ITEMS: list[dict[str, Any]] = [
     {
         "activity_label": "Scripture",

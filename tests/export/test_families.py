@@ -35,6 +35,8 @@ from shoal.export.tracing import assemble
 from shoal.export.tracing.templates import trace_templates
 from shoal.runtime import open_bundle
 
+pytestmark = pytest.mark.dependencies
+
 NUM_TOKENS = 48  # beyond the original context of the small models that stretch theirs
 NEW_TOKENS = 32
 

@@ -18,6 +18,8 @@ from shoal.export.optimum.context_cache import ContextCache
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 
+pytestmark = pytest.mark.dependencies
+
 PROMPTS = ["And God said", "It is a truth universally acknowledged, that", "The"]
 LENGTH = 24
 

@@ -14,6 +14,8 @@ from shoal.graphs.functions import function_proto, function_protos
 from shoal.graphs.ops.spec import Attribute, Attributes
 from shoal.graphs.ops.table import OPS
 
+pytestmark = pytest.mark.dependencies
+
 ROUTE: dict[str, Attribute] = {
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",

@@ -15,6 +15,8 @@ from shoal.graphs.ops.latent_attention import float_latent_attention
 from shoal.graphs.ops.spec import Attribute
 from shoal.graphs.quantize import dequantize_blocks
 
+pytestmark = pytest.mark.dependencies
+
 Inputs = dict[str, Array]
 CACHES = ("cache", "cache_scales", "cache_rope")
 

@@ -20,6 +20,8 @@ from shoal.graphs.ops.latent_attention import float_latent_attention, latent_att
 from shoal.graphs.quantize import Floats
 from shoal.graphs.recipes import BLOCK_SIZES
 
+pytestmark = pytest.mark.dependencies
+
 torch_attention: Any = torch_ops.latent_attention
 
 

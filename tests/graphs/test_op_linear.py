@@ -15,6 +15,8 @@ from shoal.graphs.ops import embedding, linear
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 from shoal.graphs.recipes import BLOCK_SIZES
 
+pytestmark = pytest.mark.dependencies
+
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 
 

@@ -18,6 +18,8 @@ from shoal.export.model.routing import RoutingRule
 from shoal.graphs.ops.route import RouteSettings, route
 from shoal.graphs.quantize import Floats
 
+pytestmark = pytest.mark.dependencies
+
 V3 = RouteSettings(
     scoring_func="sigmoid",
     topk_method="noaux_tc",

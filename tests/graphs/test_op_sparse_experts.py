@@ -18,6 +18,8 @@ from shoal.graphs.ops.sparse_experts import float_sparse_experts, sparse_experts
 from shoal.graphs.quantize import dequantize_blocks, quantize_blocks
 from shoal.graphs.recipes import BLOCK_SIZES
 
+pytestmark = pytest.mark.dependencies
+
 torch_experts: Any = torch_ops.sparse_experts
 
 

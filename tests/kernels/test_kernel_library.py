@@ -17,6 +17,8 @@ from shoal.runtime.engine import session
 from shoal.runtime.kernels import build
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 
+pytestmark = pytest.mark.dependencies
+
 
 def linear_inputs() -> dict[str, Array]:
     rng = np.random.default_rng(1)

@@ -18,6 +18,8 @@ from shoal.runtime.engine import session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.model import Model
 
+pytestmark = pytest.mark.dependencies
+
 TEXT = shipped_text()
 
 # Opens a bundle, computes one token and prints how much anonymous memory each step took.

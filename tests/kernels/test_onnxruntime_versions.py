@@ -8,10 +8,13 @@ import tomllib
 from pathlib import Path
 
 import onnxruntime
+import pytest
 
 from shoal.runtime.kernels.build import SOURCES
 from shoal.runtime.kernels.library import KernelLibrary
 from shoal.runtime.machine.requirements import ONNXRUNTIME_NEEDED, version_pair
+
+pytestmark = pytest.mark.dependencies
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 ERROR_CODE, MESSAGE = ctypes.c_int, ctypes.c_char_p

@@ -22,6 +22,8 @@ from shoal.runtime.lm_eval import ShoalLM, main
 from shoal.runtime.model import Model
 from shoal.runtime.text.text_files import TextFiles
 
+pytestmark = pytest.mark.dependencies
+
 ITEMS = (
     ("And God said unto", [" him", " Moses", " elephant soup"], 0),
     ("And God said unto", [" the people", " zzz"], 1),

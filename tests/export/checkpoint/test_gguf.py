@@ -35,6 +35,8 @@ from shoal.runtime import open_bundle
 from shoal.runtime.commands.cli import main
 from shoal.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
+pytestmark = pytest.mark.dependencies
+
 BF16, Q8_0 = GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0
 
 

@@ -25,6 +25,8 @@ from tests.export.checkpoint.hub_stub import (
 from shoal.export.checkpoint.hub import HubAccess, local_checkpoint
 from shoal.graphs.errors import InputError
 
+pytestmark = pytest.mark.dependencies
+
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 UNWANTED = ("pytorch_model.bin", "modeling_deepseek.py", "consolidated.safetensors", "README.md")
 NOWHERE = "http://127.0.0.1:9"  # the discard port, which nothing listens on

@@ -16,6 +16,8 @@ from shoal.export.checkpoint import safetensors_files as checkpoint_module
 from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
 from shoal.graphs.errors import CheckpointError
 
+pytestmark = pytest.mark.dependencies
+
 
 def tensors() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)

@@ -21,6 +21,8 @@ from shoal.export.config.model_config import load_config
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.errors import CheckpointError
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 
 

@@ -15,6 +15,8 @@ from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 from shoal.export.model.wiring import grow_state, mtp_blocks
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 
 

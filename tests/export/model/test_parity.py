@@ -18,6 +18,8 @@ from torch import Tensor
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 

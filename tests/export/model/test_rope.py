@@ -14,6 +14,8 @@ from tests.export.oracle import V3_SIZES, make_v3
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.model.rope import RotaryEmbedding, frequencies, rotate
 
+pytestmark = pytest.mark.dependencies
+
 
 def config(**overrides: Any) -> ModelConfig:
     return ModelConfig.from_hf({"model_type": "deepseek_v3", **V3_SIZES, **overrides})

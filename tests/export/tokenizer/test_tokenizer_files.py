@@ -32,6 +32,8 @@ from shoal.graphs.errors import CheckpointError
 from shoal.runtime import open_bundle
 from shoal.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
+pytestmark = pytest.mark.dependencies
+
 CORPUS = Path(__file__).parents[3] / "graphs" / "data" / "shipped.txt"
 KIMI_TOKENS = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 10: "<|tool_call|>"}
 CHINESE = "大江东去，浪淘尽，千古风流人物。故垒西边，人道是，三国周郎赤壁。乱石穿空，惊涛拍岸，"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from torch import Tensor, nn
 
 from shoal.export.model.layers import Linear, RMSNorm, SwiGLU
 from shoal.export.tracing.trace import Part, Template, trace
+
+pytestmark = pytest.mark.dependencies
 
 PARTS = {
     "network": Part(

@@ -17,6 +17,8 @@ from shoal.graphs.manifest import checksum
 from shoal.graphs.manifest_reader import read_manifest
 from shoal.runtime import open_bundle
 
+pytestmark = pytest.mark.dependencies
+
 IDS = list(range(40, 640, 11))
 KERNELS = ("portable", "auto")
 

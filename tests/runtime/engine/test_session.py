@@ -8,6 +8,8 @@ from onnx import TensorProto, helper
 from shoal.graphs.errors import BundleError, RuntimeFailure
 from shoal.runtime.engine.session import GraphSession, Port, SessionSettings
 
+pytestmark = pytest.mark.dependencies
+
 SETTINGS = SessionSettings(threads=1, kernels="portable")
 
 

@@ -14,6 +14,8 @@ from shoal.graphs.errors import BundleError, InputError
 from shoal.runtime.text.chat import ChatTemplate
 from shoal.runtime.text.tokenizer import find_template, special_tokens
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 
 V3_STYLE = """

@@ -10,6 +10,8 @@ from shoal.graphs.errors import InputError
 from shoal.runtime.text.text_stream import StopFilter, TextStream
 from shoal.runtime.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 TOKENIZER = Tokenizer(TINY / "tokenizer.json")
 

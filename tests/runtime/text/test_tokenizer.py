@@ -9,6 +9,8 @@ import pytest
 from shoal.graphs.errors import BundleError
 from shoal.runtime.text.tokenizer import Tokenizer, read_json_object, special_tokens
 
+pytestmark = pytest.mark.dependencies
+
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
 TEXTS = ["Once upon a time", " leading", "", "深い海 123456", "<|user|>Hi<|assistant|>", "a\n\n b"]
 
