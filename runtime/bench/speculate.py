@@ -72,7 +72,7 @@ def measure_speculation(
         say(f"{new_tokens} tokens with draft {draft}")
         row = _measure_draft(lambda: model, ids, draft, new_tokens, repeats)
         rows.append({"draft": draft, "first_text": False, **row})
-    say(f"{new_tokens} tokens with draft auto, opened anew")
+    say(f"{new_tokens} tokens with draft auto, opened again")
     row = _measure_draft(open_again, ids, "auto", new_tokens, repeats)
     rows.append({"draft": "auto", "first_text": True, **row})
     return {

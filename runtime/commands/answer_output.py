@@ -13,7 +13,7 @@ from shoal.runtime.units import format_rate
 _SHOW_PROMPT_AFTER_S = 1.0
 _REASONS = {
     "stop_token": "the model",
-    "stop_string": "a stop text",
+    "stop_string": "a text of --stop",
     "length": "--max-new-tokens",
     "context_full": "the end of the context",
 }
@@ -60,7 +60,7 @@ def write_speed(answer: Answer, generation: Generation) -> None:
     """One line on stderr: how fast the prompt was read and the answer written, and why it ended."""
     parts = [f"prompt: {generation.prompt_tokens} tokens"]
     if generation.reused_tokens:
-        parts.append(f"{generation.reused_tokens} of them still in the context")
+        parts.append(f"{generation.reused_tokens} of them already in the context")
     if answer.first_token_s:
         parts.append(f"{format_rate(answer.prompt_tokens_per_s())} tokens/s")
         parts.append(f"first token after {answer.first_token_s * 1000:.0f} ms")

@@ -88,7 +88,8 @@ def _fitting(model: Model, lengths: tuple[int, ...], room: int) -> tuple[int, ..
     fitting = tuple(length for length in lengths if length + room <= limit)
     if not fitting:
         raise InputError(
-            f"bench: expected lengths of at most {limit - room} tokens, found {listed}; give less"
+            f"bench: expected lengths of at most {limit - room} tokens, found {listed}; choose "
+            "shorter ones"
         )
     return fitting
 

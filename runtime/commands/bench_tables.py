@@ -91,7 +91,7 @@ def _write_batch(rows: list[dict[str, float]]) -> None:
 def _write_speculation(report: dict[str, Any]) -> None:
     write_lines([""])
     write_grid(
-        "Steps of several tokens (relative to one, taken in turns)",
+        "Steps of several tokens (relative to a step of one, measured alternately)",
         ("tokens", "ms", "cost", "experts"),
         [
             (
@@ -105,8 +105,8 @@ def _write_speculation(report: dict[str, Any]) -> None:
     )
     write_lines([""])
     write_grid(
-        f"Drafts ({report['new_tokens']} greedy tokens after {report['prompt_tokens']}, against "
-        "plain decoding in turns)",
+        f"Drafts ({report['new_tokens']} greedy tokens after {report['prompt_tokens']}, measured "
+        "alternately with plain decoding)",
         ("draft", "accepted by position", "tokens per step", "break-even", "speed-up"),
         [
             (
@@ -121,7 +121,7 @@ def _write_speculation(report: dict[str, Any]) -> None:
     )
     if not report["is_possible"]:
         write_lines(
-            ["Nothing was drafted: the kernels in use round steps of several tokens otherwise"]
+            ["Nothing was drafted: these kernels round steps of several tokens differently"]
         )
 
 

@@ -34,7 +34,7 @@ def write_board_report(report: dict[str, Any], target: str) -> None:
         sys.stdout.write(text)
     else:
         Path(target).write_text(text, encoding="ascii")
-    progress_line("bench: a line for docs/benchmarks.md:")
+    progress_line("bench: a row for docs/benchmarks.md:")
     (sys.stderr if target == "-" else sys.stdout).write(summary(report) + "\n")
 
 

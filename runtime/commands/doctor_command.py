@@ -117,7 +117,7 @@ def machine_warnings(cpu: Cpu, *, has_native: bool) -> list[str]:
     if cpu.quota_cpus is not None and cpu.quota_cpus < cpu.big_cores:
         slow.append(
             f"the control group grants {cpu.quota_cpus:g} processors of {cpu.big_cores}: "
-            "raise the container's cpu limit for full speed"
+            "raise the container's CPU limit for full speed"
         )
     return slow
 
@@ -225,7 +225,7 @@ def _machine_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _cores(cpu: dict[str, Any]) -> str:
     text = f"{cpu['physical_cores']}, {cpu['usable_cpus']} logical processors"
     if cpu["big_cores"] < cpu["physical_cores"]:
-        text += f"; {cpu['big_cores']} big ones, which compute unless --threads says otherwise"
+        text += f"; {cpu['big_cores']} of them big, which are used unless --threads is given"
     return text
 
 

@@ -123,7 +123,7 @@ def _write_export(record: dict[str, Any]) -> None:
             ("weights", f"{record['weights']}, {record['tensors']} tensors"),
             ("size", format_bytes(record["bundle_bytes"])),
             ("read per token", format_bytes(record["token_read_bytes"])),
-            ("took", f"{record['seconds']:.1f} s, at most {memory} memory"),
+            ("took", f"{record['seconds']:.1f} s, at most {memory} of memory"),
         ],
     )
     if record["fidelity"]:
@@ -154,7 +154,7 @@ def _write_dry_run(record: dict[str, Any]) -> None:
     write_grid("Files", ("name", "size"), files)
     write_lines([""])
     write_grid(
-        "Memory to run the bundle (estimate without scratch memory, portable form)",
+        "Memory to run the bundle (estimate without scratch memory, portable kernels)",
         MEMORY_COLUMNS,
         memory_rows(record["memory"]),
     )

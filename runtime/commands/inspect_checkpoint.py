@@ -42,7 +42,7 @@ def _write_report(report: dict[str, Any]) -> None:
     write_pairs(report["path"], rows)
     write_lines([""])
     write_grid(
-        "Memory to run the int8 bundle (estimate without scratch memory, portable form)",
+        "Memory to run the int8 bundle (estimate without scratch memory, portable kernels)",
         MEMORY_COLUMNS,
         memory_rows(report["memory"]),
     )

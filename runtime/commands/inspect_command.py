@@ -121,7 +121,7 @@ def _write_report(report: dict[str, Any]) -> None:
     write_lines([""])
     forms = [form for form in ("native", "portable") if f"{form}_bytes" in report["memory"][0]]
     write_grid(
-        "Memory beside the mapped file (estimate)",
+        "Memory needed beside the mapped file (estimate)",
         ("context tokens", "float32 cache", *(f"in all, {form} kernels" for form in forms)),
         [
             (

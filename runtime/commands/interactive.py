@@ -15,12 +15,12 @@ HELP = """\
 /reset     forget everything said so far
 /exit      leave (Ctrl-D too)
 /help      this list
-A line ending in a backslash goes on in the next one; a line of \"\"\" starts and ends a block.
+A backslash at the end of a line continues it on the next; a line of \"\"\" starts and ends a block.
 Ctrl-C stops an answer."""
 
 BASE_MODEL = """\
 This bundle has no chat template (a base model): it continues your text instead of answering it.
-Each text you type starts anew; an empty line lets the last one go on."""
+Each text you type starts from scratch; an empty line continues the last one."""
 
 _BLOCK = '"""'
 
@@ -32,7 +32,7 @@ def run_dialogue(dialogue: Dialogue) -> None:
     model = dialogue.model
     progress_line(
         f"{model.manifest.model.model_type}, {model.manifest.weights} weights, {model.threads} "
-        f"threads, {model.kernels} kernels. /help lists what you can do, Ctrl-D leaves."
+        f"threads, {model.kernels} kernels. /help lists the commands, Ctrl-D leaves."
     )
     if not dialogue.chat:
         progress_line(BASE_MODEL if not model.has_chat_template else "Plain text is continued.")
@@ -101,7 +101,7 @@ def _answer(dialogue: Dialogue, text: str) -> None:
     try:
         answer, generation = dialogue.answer(text, output.write, output.prompt_read)
     except ShoalError as error:
-        progress_line(f"error: {error} (/reset starts anew)")
+        progress_line(f"error: {error} (/reset starts over)")
         return
     output.end()
     write_speed(answer, generation)

@@ -24,13 +24,13 @@ def _number(
 
 
 def positive_int(text: str) -> int:
-    """Option type: a whole number from 1 on."""
-    return int(_number(text, int, "a whole number from 1 on", 1, 2**31 - 1))
+    """Option type: a whole number of at least 1."""
+    return int(_number(text, int, "a whole number of at least 1", 1, 2**31 - 1))
 
 
 def non_negative_int(text: str) -> int:
-    """Option type: a whole number from 0 on."""
-    return int(_number(text, int, "a whole number from 0 on", 0, 2**63 - 1))
+    """Option type: a whole number of at least 0."""
+    return int(_number(text, int, "a whole number of at least 0", 0, 2**63 - 1))
 
 
 def draft_length(text: str) -> int | Literal["auto"]:
@@ -42,13 +42,13 @@ def draft_length(text: str) -> int | Literal["auto"]:
 
 
 def non_negative_float(text: str) -> float:
-    """Option type: a finite number from 0 on."""
-    return _number(text, float, "a number from 0 on", 0.0, math.inf)
+    """Option type: a finite number of at least 0."""
+    return _number(text, float, "a number of at least 0", 0.0, math.inf)
 
 
 def probability(text: str) -> float:
-    """Option type: a number above 0, up to 1."""
-    return _number(text, float, "a number above 0, up to 1", math.ulp(0.0), 1.0)
+    """Option type: a number above 0 and at most 1."""
+    return _number(text, float, "a number above 0 and at most 1", math.ulp(0.0), 1.0)
 
 
 def probability_or_zero(text: str) -> float:
@@ -57,12 +57,12 @@ def probability_or_zero(text: str) -> float:
 
 
 def length_list(text: str) -> tuple[int, ...]:
-    """Option type: whole numbers from 0 on with commas between them; duplicates are dropped."""
+    """Option type: whole numbers of at least 0, separated by commas; duplicates are dropped."""
     return tuple(sorted({non_negative_int(part) for part in text.split(",")}))
 
 
 def positive_length_list(text: str) -> tuple[int, ...]:
-    """Option type: whole numbers from 1 on with commas between them; duplicates are dropped."""
+    """Option type: whole numbers of at least 1, separated by commas; duplicates are dropped."""
     return tuple(sorted({positive_int(part) for part in text.split(",")}))
 
 
@@ -71,7 +71,7 @@ _BYTE_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def byte_count(text: str) -> int:
-    """Option type: a number of bytes from 1 on, with a unit such as MB, G or GiB if wanted."""
+    """Option type: a number of bytes, at least 1, with or without a unit such as MB, G or GiB."""
     found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(found[1]) * _BYTE_UNITS.get(found[2], 0)) if found else 0
     if count < 1:

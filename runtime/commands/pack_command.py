@@ -26,7 +26,7 @@ def pack_command(args: argparse.Namespace) -> int:
         RuntimeFailure: no room, or pip fails.
     """
     if args.fetch and args.wheels is None:
-        raise InputError("--fetch: expected --wheels with the folder of shoal's own wheel too")
+        raise InputError("--fetch: expected --wheels with the folder of shoal's own wheel; add it")
     bundle = Bundle.open(args.bundle)
     with tempfile.TemporaryDirectory(prefix="shoal-wheels-") as folder:
         wheels = _wheels(args, Path(folder))
@@ -51,7 +51,7 @@ def unpack_command(args: argparse.Namespace) -> int:
         with WorkProgress("unpack") as progress:
             bundle = unpack(args.file, args.folder, progress)
     except KeyboardInterrupt:
-        progress_line("unpack: what is written stays; the same command goes on from there")
+        progress_line("unpack: what is written stays; run the same command again to continue")
         raise
     size = sum(info.size for info in bundle.manifest.files.values())
     if args.json:

@@ -87,7 +87,7 @@ def _write_checkpoint(args: argparse.Namespace, record: dict[str, Any]) -> None:
     compared = f"{record['tensors']} tensors and all graphs"
     write_lines([f"{args.bundle}: {compared} are what {args.checkpoint} gives"])
     if record["unchecked"]:
-        unchecked = f"{record['unchecked']} tensors, which were rounded for a text"
+        unchecked = f"{record['unchecked']} tensors, which were calibrated on a text"
         write_lines([f"not compared: {unchecked}"])
     if record["fidelity"]:
         write_lines([""])

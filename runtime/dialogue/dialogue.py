@@ -71,7 +71,7 @@ class Dialogue:
         """Answer a turn; a turn that fails leaves the dialogue as it was.
 
         Args:
-            text: what the user said; empty lets continued text go on.
+            text: what the user said; if it is empty, plain text is continued.
             write: takes the pieces of the answer.
             progress: called with prompt tokens read and prompt tokens in all.
 

@@ -34,7 +34,7 @@ def open_dialogue(
         return Dialogue(model, options, chat=chat, system=system, session=path)
     context, note = model.load_context_and_note(path)
     if not isinstance(note.get("ids"), list) or not _are_messages(note.get("messages")):
-        raise InputError(f"{path}: expected the session of shoal run, found another context")
+        raise InputError(f"{path}: expected a session of shoal run, found another context")
     if note.get("chat") is not chat:
         forms = ("a chat (--chat)", "plain text (--raw)")
         expected, found = forms if chat else forms[::-1]

@@ -72,7 +72,7 @@ def _survival_chart(curves: list[Line]) -> str:
         high=100.0,
         logarithmic=True,
     )
-    return f"<h2>How many positions diverge how far</h2>\n{line_chart(x, y, curves)}"
+    return f"<h2>Positions by divergence</h2>\n{line_chart(x, y, curves)}"
 
 
 def _layer_chart(compared: list[tuple[str, Agreement]]) -> str:

@@ -46,7 +46,7 @@ class TaskScore:
     items: int
     acc: Estimate  # share of items whose right ending has the largest log-likelihood
     acc_norm: Estimate  # the same, log-likelihoods divided by the endings' characters
-    acc_norm_gain: Estimate | None  # acc_norm less the reference's
+    acc_norm_gain: Estimate | None  # acc_norm minus the reference's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def _divergence(compared: Sequence[tuple[str, Agreement]]) -> Grid:
 def _agreement(compared: Sequence[tuple[str, Agreement]]) -> Grid:
     return Grid(
         title="Agreement with the reference",
-        columns=("model", "perplexity ratio", "same top token", "of top five", "same experts"),
+        columns=("model", "perplexity ratio", "same top-1 token", "of top five", "same experts"),
         rows=tuple(
             (
                 name,
@@ -121,7 +121,7 @@ def _task(models: Sequence[ModelResult], name: str) -> Grid:
     scores = [(model.name, model.tasks[name]) for model in models if name in model.tasks]
     return Grid(
         title=f"{name}: {scores[0][1].items} items",
-        columns=("model", "acc", "acc_norm", "acc_norm less the reference's"),
+        columns=("model", "acc", "acc_norm", "acc_norm minus the reference's"),
         rows=tuple(
             (
                 model,
@@ -139,7 +139,7 @@ def _generation(models: Sequence[ModelResult]) -> Grid:
     first = scores[0][1]
     return Grid(
         title=f"{first.tokens} greedy tokens after each of {first.prompts} prompts",
-        columns=("model", "tokens until one differs, mean", "prompts without a difference"),
+        columns=("model", "mean tokens until one differs", "prompts without a difference"),
         rows=tuple(
             (name, f"{score.mean_same:.1f}", percent(score.identical)) for name, score in scores
         ),

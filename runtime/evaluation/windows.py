@@ -82,7 +82,7 @@ def cut_windows(
                 break
         if len(windows) == before and left != 0:
             raise InputError(
-                f"{path}: expected text of at least {_FEWEST_IDS} tokens, found less; choose "
+                f"{path}: expected text of at least {_FEWEST_IDS} tokens, found fewer; choose "
                 "another --text"
             )
         if left == 0:
@@ -123,7 +123,7 @@ def _warn_of_short_windows(paths: Sequence[Path], windows: Sequence[Window], len
     if longest < length:
         names = ", ".join(str(path) for path in paths) or SHIPPED
         warnings.warn(
-            f"{names}: at most {longest} tokens in a row, less than the window of {length}: with "
-            "so little context figures are worse than on longer texts",
+            f"{names}: at most {longest} tokens in a row, fewer than the window of {length}: with "
+            "so little context the figures are worse than on longer texts",
             stacklevel=2,
         )

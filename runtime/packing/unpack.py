@@ -69,7 +69,7 @@ def unpack(pack: Path, target: Path, progress: PackProgress | None = None) -> Bu
         except OSError as error:
             raise RuntimeFailure(
                 f"{target}: could not be unpacked ({error.strerror or error}); free disk space or "
-                "choose another place, then run the command again to go on"
+                "choose another place, then run the command again to continue"
             ) from error
     return Bundle.open(target)
 

@@ -28,7 +28,7 @@ LONGEST_LINE_BYTES = 1 << 20
 END_OF_ANSWER = b"\n\0"
 
 Send = Callable[[bytes], object]
-"""Sends bytes to whoever asked; nothing, to find out whether he is still there."""
+"""Sends bytes to whoever asked; nothing, to find out whether they are still there."""
 
 _OPTIONS = frozenset({"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"})
 _KEYS = _OPTIONS | {"id", "prompt", "messages"}
@@ -163,7 +163,7 @@ def _read_object(text: str) -> dict[str, Any]:
 
 
 def _check_request(request: dict[str, Any]) -> None:
-    """Refuse a request without a prompt or messages, or with keys that nobody knows."""
+    """Refuse a request without a prompt or messages, or with unknown keys."""
     unknown = sorted(set(request) - _KEYS)
     if unknown:
         raise InputError(

@@ -24,6 +24,8 @@ class FakeBundle:
         progress(1, 2, "weights.bin")
         progress(2, 2, "weights.bin")
 
+    def verify_graphs(self) -> None: ...
+
 
 @pytest.fixture
 def export_calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def test_report_goes_to_stdout_and_progress_to_stderr(
 ) -> None:
     assert main(["export", "c", "b"]) == 0
     captured = capsys.readouterr()
-    assert "at most 300 MB memory" in captured.out
+    assert "at most 300 MB of memory" in captured.out
     assert "note: only the first MTP module was exported" in captured.out
     assert "export:  50%, 5 of 10 MB" in captured.err
 

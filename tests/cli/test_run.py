@@ -179,7 +179,7 @@ def test_too_long_turn_is_reported_and_forgotten(
     assert main(["run", "b"]) == 0
     captured = capsys.readouterr()
     assert "error: context: expected at most 100 tokens" in captured.err
-    assert "(/reset starts anew)" in captured.err
+    assert "(/reset starts over)" in captured.err
     assert captured.out == "u:hi;a:"[::-1] + "\n"
 
 

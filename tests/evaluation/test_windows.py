@@ -49,7 +49,7 @@ def test_the_shipped_text_is_taken_when_none_is_given(tokenizer: Tokenizer) -> N
     documents=st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4),
     length=st.integers(2, 9),
 )
-@pytest.mark.filterwarnings("ignore:.*less than the window")
+@pytest.mark.filterwarnings("ignore:.*fewer than the window")
 def test_windows_hold_every_token_and_every_byte_of_each_document(
     documents: list[str], length: int, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -106,14 +106,14 @@ def test_the_number_of_tokens_can_be_limited(tokenizer: Tokenizer, tmp_path: Pat
 
 def test_a_text_shorter_than_a_window_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", WORDS)
-    with pytest.warns(UserWarning, match=r"a\.txt: at most \d+ tokens in a row, less than the"):
+    with pytest.warns(UserWarning, match=r"a\.txt: at most \d+ tokens in a row, fewer than the"):
         found = cut_windows([path], tokenizer, 512, None)
     assert len(found.windows) == 1
 
 
 BAD = {
     "a.txt": (b"caf\xe9", "expected UTF-8 text, found other bytes"),
-    "b.txt": (b"", "expected text of at least 2 tokens, found less"),
+    "b.txt": (b"", "expected text of at least 2 tokens, found fewer"),
     "c.jsonl": (b'{"text": "one two three"}\n{"txt": 1}\n', 'c.jsonl, line 2: expected a "text"'),
     "d.jsonl": (b"not json\n", "d.jsonl, line 1: expected a JSON object, found other text"),
     "e.jsonl": (b"[1]\n", "e.jsonl, line 1: expected a JSON object, found list"),
