@@ -35,6 +35,7 @@ from shoal.graphs.onnx_file import (
 from shoal.graphs.onnx_text import parse_body
 from shoal.graphs.ops.spec import Attribute, OpSpec
 from shoal.graphs.ops.table import OPS
+from shoal.graphs.parameters import EMBEDDING
 from shoal.graphs.ports import check_ports
 
 MAX_GRAPH_BYTES = 256 << 20
@@ -125,6 +126,10 @@ def _problems(graph: GraphFile, manifest: Manifest) -> Iterator[str]:
     for node in graph.nodes:
         yield from _node_problems(node)
     yield from _function_problems(graph)
+    embedding, vocab_size = manifest.tensors.get(str(EMBEDDING)), manifest.model.vocab_size
+    if embedding is not None and embedding.shape[0] != vocab_size:
+        # An id beyond the table would read foreign memory.
+        yield f"has {EMBEDDING} of {embedding.shape[0]} rows, expected vocab_size {vocab_size}"
     names = [tensor.name for tensor in graph.initializers]
     if len(set(names)) != len(names):
         yield "has an initializer twice"

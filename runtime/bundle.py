@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoal.graphs.cache_types import CacheType, cache_block_size, graph_role
 from shoal.graphs.contract import MANIFEST_FILE, WEIGHTS_FILE
 from shoal.graphs.errors import BundleError
 from shoal.graphs.graph_rules import check_graph
@@ -77,6 +78,21 @@ class Bundle:
     def graph_path(self, role: str) -> Path:
         """Path of the graph ``role``: decoder, head or mtp."""
         return self.folder / self.manifest.graphs[role]
+
+    def require_cache(self, cache_type: CacheType) -> None:
+        """Check that there are graphs for a type of cache.
+
+        Raises:
+            BundleError: there are none.
+        """
+        if graph_role("decoder", cache_type) in self.manifest.graphs:
+            return
+        rank = self.manifest.model.kv_lora_rank
+        if cache_type == "int8" and cache_block_size(rank) is None:
+            reason = f"kv_lora_rank {rank} is no multiple of 16; use float16"
+        else:
+            reason = "it is of an older shoal; re-export it or use float32"
+        raise BundleError(f"{self.folder}: has no graphs with {cache_type} caches: {reason}")
 
     def verify_graphs(self) -> None:
         """Check every graph in full; see ``checked_graph``."""

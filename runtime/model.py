@@ -20,7 +20,6 @@ from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.engine.context_file import damaged, read_context_file
 from shoal.runtime.engine.fit import choose_context, native_advice
 from shoal.runtime.engine.forward import Forward
-from shoal.runtime.engine.graph_check import check_cache, check_graphs
 from shoal.runtime.engine.latent_cache import LatentCache
 from shoal.runtime.engine.layer_state import CacheLayout, LayerState
 from shoal.runtime.engine.need import bundle_need
@@ -113,7 +112,7 @@ class Model:
         self._settings = settings
         self._max_memory = max_memory
         self._text = TextFiles(bundle)
-        check_cache(bundle, cache_type)
+        bundle.require_cache(cache_type)
         self._layout = CacheLayout(
             type=cache_type,
             parts=cache_parts(cache_type, info.kv_lora_rank, info.qk_rope_head_dim),
@@ -123,7 +122,6 @@ class Model:
             bundle.checked_graph(graph_role("decoder", cache_type)), settings
         )
         self._head = GraphSession(bundle.checked_graph("head"), settings)
-        check_graphs(bundle.manifest, self._decoder, self._head, cache_type)
         # Gives contexts drafters.
         self.drafts = Drafts(bundle, self._layout, settings, self._head, max_memory)
 

@@ -21,7 +21,6 @@ from shoal.runtime.bundle import Bundle
 from shoal.runtime.engine.context import Context
 from shoal.runtime.engine.fit import check_later_graph
 from shoal.runtime.engine.forward import bind_routing
-from shoal.runtime.engine.graph_check import check_batch
 from shoal.runtime.engine.layer_state import CacheLayout, LayerState
 from shoal.runtime.engine.session import GraphSession, SessionSettings
 from shoal.runtime.engine.step import Chunk, FloatArray, Routing, empty_routing, part_of
@@ -68,7 +67,6 @@ class BatchStep:
             "decode one context at a time",
         )
         self._graph = GraphSession(bundle.checked_graph(role), settings)
-        check_batch(self._info, self._graph, layout.type)
         self._head = head
         self._unused = unused
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,17 +106,6 @@ def choose_settings(kernels: Kernels, threads: int | None) -> SessionSettings:
     )
 
 
-PortType = Literal["tensor(float)", "tensor(float16)", "tensor(uint8)", "tensor(int64)"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """What a graph input or output must be like."""
-
-    type: PortType
-    width: int | None  # size of the last dimension, None if it may vary
-
-
 class GraphSession:
     """One loaded graph. Runs of it may happen in several threads at once.
 
@@ -145,27 +134,7 @@ class GraphSession:
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot load it "
                 f"({_reason(error)}); re-export it or upgrade onnxruntime"
             ) from error
-        self.inputs = {node.name: _port(node) for node in self._session.get_inputs()}
-        self.outputs = {node.name: _port(node) for node in self._session.get_outputs()}
         _log.debug("%s: loaded with %d threads", path, settings.threads)
-
-    def require(self, inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> None:
-        """Check that the graph has exactly these inputs and at least these outputs.
-
-        Raises:
-            BundleError: it has not.
-        """
-        found_outputs = {name: self.outputs[name] for name in outputs if name in self.outputs}
-        for kind, found, expected in (
-            ("inputs", self.inputs, inputs),
-            ("outputs", found_outputs, outputs),
-        ):
-            wrong = sorted({name for name, _ in found.items() ^ expected.items()})
-            if wrong:
-                raise BundleError(
-                    f"{self.path}: {kind} differ from the manifest at "
-                    f"{', '.join(ascii(name) for name in wrong[:5])}; re-export the bundle"
-                )
 
     def score_bytes(self, info: ModelInfo) -> int:
         """Bytes that attention takes for each pair of a new token and a cached one.
@@ -256,11 +225,6 @@ class Binding:
             raise RuntimeFailure(
                 f"{self._where}: onnxruntime failed ({_reason(error)}); {advice}"
             ) from error
-
-
-def _port(node: Any) -> Port:
-    width = node.shape[-1] if node.shape else None
-    return Port(type=node.type, width=width if isinstance(width, int) else None)
 
 
 def _session_options(settings: SessionSettings) -> Any:

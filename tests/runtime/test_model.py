@@ -167,12 +167,17 @@ def test_a_graph_of_another_shape_than_the_manifest_is_refused(copy):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("hidden_size", 8), ("vocab_size", 5000), ("kv_lora_rank", 64), ("num_experts_per_tok", 2)],
+    ("key", "value", "expected"),
+    [
+        ("hidden_size", 8, "differ from the manifest"),
+        ("vocab_size", 5000, "of 4096 rows, expected vocab_size 5000"),
+        ("kv_lora_rank", 64, "differ from the manifest"),
+        ("num_experts_per_tok", 2, "differ from the manifest"),
+    ],
 )
-def test_a_manifest_of_another_model_than_the_graphs_is_refused(copy, key, value):
+def test_a_manifest_of_another_model_than_the_graphs_is_refused(copy, key, value, expected):
     copy.manifest["model"][key] = value
-    assert "differ from the manifest" in refusal(BundleError, copy.seal())
+    assert expected in refusal(BundleError, copy.seal())
 
 
 def test_an_embedding_smaller_than_the_vocabulary_is_refused(copy):
@@ -188,7 +193,7 @@ def test_an_embedding_smaller_than_the_vocabulary_is_refused(copy):
                 (length,) = (entry for entry in tensor.external_data if entry.key == "length")
                 length.value = str(embedding["size"])
         copy.replace(path.name, graph.SerializeToString())
-    assert "2048 rows, expected vocab_size 4096" in refusal(BundleError, copy.seal())
+    assert "of 2048 rows, expected vocab_size 4096" in refusal(BundleError, copy.seal())
 
 
 @pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "link.bin"])
