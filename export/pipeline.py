@@ -61,9 +61,9 @@ def export_bundle(
     force: bool = False,
     resume: bool = False,
     fidelity: bool = True,
-    fidelity_text: Path | None = None,
+    fidelity_text: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_FIDELITY_TOKENS,
-    calibrate: Path | None = None,
+    calibrate: str | Path | None = None,
     calibrate_tokens: int = DEFAULT_CALIBRATE_TOKENS,
     revision: str | None = None,
     token: str | None = None,
@@ -105,9 +105,9 @@ def export_bundle(
             recipe,
             TextChoice(
                 wanted=fidelity,
-                path=fidelity_text,
+                path=None if fidelity_text is None else Path(fidelity_text),
                 num_tokens=fidelity_tokens,
-                calibrate=calibrate,
+                calibrate=None if calibrate is None else Path(calibrate),
                 calibrate_tokens=calibrate_tokens,
             ),
         )

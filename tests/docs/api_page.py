@@ -31,6 +31,7 @@ class Section:
         names: the public names of the module, in the order of the page.
         constructed: classes of which users make objects themselves.
         results: (module, name) of types that users get but need not import.
+        elsewhere: public names of the module that another section describes.
         internal: methods that only shoal itself calls, as "Class.method".
     """
 
@@ -38,6 +39,7 @@ class Section:
     names: tuple[str, ...]
     constructed: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
+    elsewhere: tuple[str, ...] = ()
     internal: tuple[str, ...] = ()
 
 
@@ -71,6 +73,11 @@ SECTIONS = (
         constructed=("ShoalLM",),
         internal=("ShoalLM.prefix_token_id", "ShoalLM.eot_token_id", "ShoalLM.tokenizer_name"),
     ),
+    Section(
+        module="shoal.export",
+        names=("export_bundle", "ExportReport"),
+        elsewhere=("ShoalError", "ConfigError", "CheckpointError", "ExportError", "InputError"),
+    ),
     Section(module="shoal.export.optimum", names=("ShoalForCausalLM",)),
     Section(
         module="shoal.graphs.errors",
@@ -90,7 +97,8 @@ def api_page() -> str:
 
 
 def _contents(section: Section) -> str:
-    links = ", ".join(f"[{name}](#{name.lower()})" for name in section.names)
+    names = (*section.names, *section.elsewhere)
+    links = ", ".join(f"[{name}](#{name.lower()})" for name in names)
     return f"- [{section.module}](#{section.module.replace('.', '')}): {links}\n"
 
 
