@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest, checksum
-from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.drafting.drafts import DRAFTER, Drafts
 from shoal.runtime.engine.arrays import UnexpectedArrays
@@ -66,7 +65,7 @@ def open_bundle(
     if cache not in CACHE_TYPES:
         raise InputError(f"cache must be {', '.join(CACHE_TYPES)}, found {cache!r}")
     bundle = Bundle.open(path)
-    if bundle.manifest.weights == FLOAT32:  # no native kernel is offered for its ops
+    if not bundle.manifest.is_quantized:  # no native kernel is offered for its ops
         if kernels == "native":
             raise RuntimeFailure(
                 f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.manifest import Manifest
-from shoal.graphs.recipes import FLOAT32
 from shoal.runtime.engine.need import Form, Need, bundle_need, session_bytes
 from shoal.runtime.machine.memory import (
     FREE_MEMORY,
@@ -95,7 +94,7 @@ def choose_context(
 
 def native_advice(manifest: Manifest, form: Form, cache_type: CacheType = "float32") -> str:
     """What to say to those whose portable form does not fit, empty if nothing else would."""
-    if form == "native" or manifest.weights == FLOAT32:
+    if form == "native" or not manifest.is_quantized:
         return ""
     needed = bundle_need(manifest, "native", cache_type).anonymous_bytes(SMALLEST_CONTEXT)
     return (
