@@ -8,8 +8,6 @@ by, as export/fidelity/measured_pass.py does.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import os
 from collections import deque
@@ -51,8 +49,6 @@ Encode = Callable[[int, Tensor, WeightFormat], tuple[Codes, Floats]]
 CHUNK_VALUES = 1 << 22
 """Values that are loaded at a time, when a single row, head or expert does not have more."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-_LARGE_ARRAY_BYTES = 8 << 20
 _VALUES_IN_FLIGHT = 1 << 26
 
 
@@ -63,7 +59,7 @@ class Chunk:
     Attributes:
         start: The first row.
         weight: float32, as the checkpoint has it.
-        served: float32, as the bundle's user sees it; ``weight`` itself when nobody asked.
+        served: float32, as the bundle's user sees it; ``weight`` itself if not asked for.
         encoded: As it is stored.
         scales: Of the blocks, or None for a float parameter.
     """
@@ -213,16 +209,3 @@ def encode_values(start: int, rows: Tensor, stored: WeightFormat) -> tuple[Codes
     """Quantize every value for itself, wherever the rows ``start``."""
     quantize = quantize_blocks if stored.bits == 8 else quantize_nibbles
     return quantize(rows.numpy(), stored.block_size)
-
-
-def _map_large_arrays() -> None:
-    """Have glibc give every large array pages of its own, which go back when it is freed.
-
-    Left to itself it keeps freed arrays of up to 32 MB for reuse, in holes that do not fit: up to
-    a gigabyte of them, more or less from run to run.
-    """
-    with contextlib.suppress(AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_ARRAY_BYTES)
-        # Smaller ones stay for reuse; else pages are given back and fetched with every chunk.
-        mallopt(_M_TRIM_THRESHOLD, _LARGE_ARRAY_BYTES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,7 @@ class CheckpointSubject:
         revision: str | None = None,
         token: str | None = None,
     ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self._threads = threads
         checkpoint = open_checkpoint(name, revision=revision, token=token)
         config = checkpoint.config
         self._model = model_of(checkpoint)
@@ -56,30 +56,41 @@ class CheckpointSubject:
         self.moe_layers = tuple(config.moe_layers)
         self.num_experts_per_tok = config.num_experts_per_tok if config.moe_layers else 0
 
-    @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Hidden states [T,D] and expert ids [M,T,K] of tokens in an empty context."""
-        hidden, _, experts = self._step(list(ids), 0, None)
+        with self._computing():
+            hidden, _, experts = self._step(list(ids), 0, None)
         shape = (0, len(ids), self.num_experts_per_tok)
         chosen = np.stack(experts) if experts else np.empty(shape, np.int64)
         return hidden[0].numpy(), chosen
 
-    @torch.inference_mode()
     def logits(self, hidden_TD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits [T,W] of hidden states."""
-        logits: npt.NDArray[np.float32] = self._model.head(torch.from_numpy(hidden_TD)).numpy()
-        return logits
+        with self._computing():
+            found: npt.NDArray[np.float32] = self._model.head(torch.from_numpy(hidden_TD)).numpy()
+            return found
 
-    @torch.inference_mode()
     def continue_greedily(self, ids: Sequence[int], count: int) -> list[int]:
         """The most likely token after ``ids``, the most likely after that, and so on."""
         new: list[int] = []
-        hidden, states, _ = self._step(list(ids), 0, None)
-        while True:
-            new.append(int(self._model.head(hidden[0, -1]).argmax()))
-            if len(new) == count:
-                return new
-            hidden, states, _ = self._step(new[-1:], len(ids) + len(new) - 1, states)
+        with self._computing():
+            hidden, states, _ = self._step(list(ids), 0, None)
+            while True:
+                new.append(int(self._model.head(hidden[0, -1]).argmax()))
+                if len(new) == count:
+                    return new
+                hidden, states, _ = self._step(new[-1:], len(ids) + len(new) - 1, states)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without gradients, on the threads asked for; torch then has its own number again."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads or before)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(before)
 
     def _step(
         self, ids: list[int], position: int, states: list[LayerState] | None

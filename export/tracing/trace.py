@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -83,10 +84,7 @@ def trace(parts: Mapping[str, Part]) -> dict[str, Template]:
                 length = [n if isinstance(n, int) else sizes[n] for n in shape]
                 arguments.append(torch.zeros(length, dtype=dtype))
                 dynamic.append({axis: free[str(n)] for axis, n in enumerate(shape) if n in free})
-    logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        # FutureWarnings of torch about its own internals.
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), _quiet_torch():
         program = torch.onnx.export(
             side_by_side,
             tuple(arguments),
@@ -100,6 +98,20 @@ def trace(parts: Mapping[str, Part]) -> dict[str, Template]:
         )
         assert program is not None
         return _templates(program.model, parts)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep what torch says about its own internals from the user; everything is put back."""
+    exporter = logging.getLogger("torch.onnx._internal.exporter")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 class _SideBySide(nn.Module):

@@ -58,6 +58,7 @@ def export_command(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and say what that did as JSON-ready values."""
     pipeline = _load("shoal.export.pipeline")
+    _load("shoal.export.process_settings").for_exporting()
     with _stopped_like_ctrl_c():
         checkpoint = fetch_checkpoint(args.checkpoint, args, what="export")
         with WorkProgress("export", every_share=0.1, opening=READING_CHECKPOINT) as progress:

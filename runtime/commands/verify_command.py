@@ -64,6 +64,7 @@ def verify_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         ExportError: something differs.
     """
     verify = load_export("shoal.export.verify", what="verify --checkpoint")
+    load_export("shoal.export.process_settings", what="verify --checkpoint").for_exporting()
     checkpoint = fetch_checkpoint(args.checkpoint, args, what="verify --checkpoint")
     with WorkProgress("verify", every_share=0.1, opening=READING_CHECKPOINT) as progress:
         report = verify.verify_against_checkpoint(args.bundle, checkpoint, progress=progress)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from shoal.export.model.layers import Linear, RMSNorm, SwiGLU
@@ -71,3 +75,23 @@ def test_free_dimensions_of_all_parts_have_the_same_names() -> None:
     part = Part(build=Both, inputs=inputs, outputs=("y", "z"))
     for template in trace({"a": part, "b": part}).values():
         assert [str(value.shape) for value in template.outputs] == ["[1,T,8]", "[1,S,4]"]
+
+
+class Untraceable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("not traceable")
+
+
+@pytest.mark.parametrize("build", [lambda: RMSNorm(16, 1e-6), Untraceable])
+def test_torch_may_log_and_warn_after_a_trace_as_before(build: Callable[[], nn.Module]) -> None:
+    exporter = logging.getLogger("torch.onnx._internal.exporter")
+    inputs: Mapping[str, tuple[int | str, ...]] = {"x": (1, "T", 16)}
+    level, filters = exporter.level, list(warnings.filters)
+    exporter.setLevel(logging.INFO)
+    try:
+        with contextlib.suppress(torch.onnx.OnnxExporterError):
+            trace({"part": Part(build=build, inputs=inputs, outputs=("y",))})
+        assert exporter.level == logging.INFO
+        assert list(warnings.filters) == filters
+    finally:
+        exporter.setLevel(level)
