@@ -35,20 +35,15 @@ class Linear(nn.Module):
     Attributes:
         weight: [N, K].
         bias: [N], or None.
-        activation_block_size: When set, the input is rounded to int8 first, per row and block of
-            this many values, as the int8 op does; for measuring fidelity, never while tracing.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self.activation_block_size: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [.., K] to [.., N]."""
-        if self.activation_block_size is not None:
-            x = ops.fake_quantize(x, self.activation_block_size)
         y = ops.linear(x, self.weight)
         return y if self.bias is None else y + self.bias
 

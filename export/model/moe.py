@@ -47,7 +47,6 @@ class SparseExperts(nn.Module):
     Attributes:
         gate_up: [E,2F,D], rows gate0, up0, gate1, up1, ..
         down: [E,D,F].
-        activation_block_size: As in ``layers.Linear``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,13 +54,10 @@ class SparseExperts(nn.Module):
         experts, width = config.n_routed_experts, config.moe_intermediate_size
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, config.hidden_size))
         self.down = nn.Parameter(torch.empty(experts, config.hidden_size, width))
-        self.activation_block_size: int | None = None
 
     def forward(self, x: Tensor, expert_ids: Tensor, expert_weights: Tensor) -> Tensor:
-        """Weighted sum over the chosen experts, [.., D]; id E is nobody's."""
-        return ops.sparse_experts(
-            x, expert_ids, expert_weights, self.gate_up, self.down, self.activation_block_size
-        )
+        """Weighted sum over the chosen experts, [.., D]; id E means no expert."""
+        return ops.sparse_experts(x, expert_ids, expert_weights, self.gate_up, self.down)
 
 
 class MoE(nn.Module):

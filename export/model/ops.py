@@ -63,17 +63,15 @@ def sparse_experts(
     expert_weights: Tensor,
     gate_up_E2FD: Tensor,
     down_EDF: Tensor,
-    activation_block_size: int | None = None,
 ) -> Tensor:
     """Weighted sum of the chosen experts: y = sum_k w_k down_k (silu(gate_k x) * (up_k x)).
 
     Args:
         x: [.., D].
-        expert_ids: int64 [.., K]; E adds nothing.
+        expert_ids: int64 [.., K]; E means no expert and adds nothing.
         expert_weights: [.., K].
         gate_up_E2FD: Rows gate0, up0, gate1, up1, .. of every expert.
         down_EDF: Output matrices.
-        activation_block_size: Round both matrices' inputs to int8, as the int8 op does.
 
     Returns:
         [.., D].
@@ -89,23 +87,15 @@ def sparse_experts(
         if expert == len(gate_up_E2FD):
             continue
         token, choice = torch.where(ids_TK == expert)
-        out = expert_forward(
-            x_TD[token], gate_up_E2FD[expert], down_EDF[expert], activation_block_size
-        )
+        out = expert_forward(x_TD[token], gate_up_E2FD[expert], down_EDF[expert])
         y_TD.index_add_(0, token, out * weights_TK[token, choice, None])
     return y_TD.view_as(x)
 
 
-def expert_forward(
-    x_TD: Tensor, gate_up_2FD: Tensor, down_DF: Tensor, activation_block_size: int | None = None
-) -> Tensor:
+def expert_forward(x_TD: Tensor, gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
     """One expert, unweighted: down (silu(gate x) * (up x)), [T,D]."""
-    if activation_block_size is not None:
-        x_TD = fake_quantize(x_TD, activation_block_size)
     both = functional.linear(x_TD, gate_up_2FD)
     inner = functional.silu(both[..., 0::2]) * both[..., 1::2]
-    if activation_block_size is not None:
-        inner = fake_quantize(inner, activation_block_size)
     return functional.linear(inner, down_DF)
 
 

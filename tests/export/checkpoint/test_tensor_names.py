@@ -98,7 +98,7 @@ def test_key_and_value_parts_are_the_rows_of_each_head(original: Path) -> None:
     assert torch.equal(w_uv.load_rows(checkpoint, 1, 3), heads[1:3, 16:])
 
 
-def test_gate_and_up_rows_of_experts_alternate(original: Path) -> None:
+def test_gate_and_up_rows_of_experts_are_interleaved(original: Path) -> None:
     checkpoint = SafetensorsFiles.open(original)
     sources = sources_of(original).sources
     prefix = "model.layers.1.mlp.experts.5."
