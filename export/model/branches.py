@@ -7,15 +7,17 @@ from shoal.export.model.layers import SwiGLU
 from shoal.export.model.mla import MultiHeadLatentAttention
 from shoal.export.model.moe import MoE
 from shoal.export.model.wiring import EXPERT_IDS, EXPERT_WEIGHTS, TOKENS, Branch, State
+from shoal.graphs.cache_types import cache_parts
 
 
 def latent_attention(config: ModelConfig) -> Branch:
     """Attention over a latent cache of one row for each token."""
+    (cache,) = cache_parts("float32", config.kv_lora_rank, config.qk_rope_head_dim)
     return Branch(
         module="self_attn",
         build=MultiHeadLatentAttention,
         takes=("cos", "sin"),
-        states=(State(name="cache", shape=(TOKENS, config.cache_row_size)),),
+        states=(State(name=cache.name, shape=(TOKENS, cache.width)),),
     )
 
 
