@@ -12,9 +12,12 @@ from typing import Any
 import onnx_ir as ir
 
 from shoal.export.tracing.trace import Template
-from shoal.graphs.contract import IR_VERSION, OPSET_IMPORTS
+from shoal.graphs.contract import IR_VERSION, OP_DOMAIN, OPSET_IMPORTS
 from shoal.graphs.parameters import Parameter
 from shoal.graphs.passes.weights import new_weight, weight_shape
+
+_DOMAINS = ("", OP_DOMAIN, "com.microsoft")
+"""As graphs list them; another order would change the bytes of every graph file."""
 
 
 class GraphAssembly:
@@ -26,7 +29,7 @@ class GraphAssembly:
             outputs=[],
             nodes=[],
             name=name,
-            opset_imports=dict(OPSET_IMPORTS),
+            opset_imports={domain: OPSET_IMPORTS[domain] for domain in _DOMAINS},
         )
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
 

@@ -8,6 +8,7 @@ from tests.export.tracing.small_templates import small_config, small_templates
 
 from shoal.export.tracing.stack import GraphAssembly
 from shoal.export.tracing.trace import Template
+from shoal.graphs.contract import OPSET_IMPORTS
 from shoal.graphs.parameters import Parameter
 
 
@@ -97,3 +98,8 @@ def test_a_stamped_weight_has_the_shape_of_the_parameter(templates: dict[str, Te
         config.hidden_size,
         config.moe_intermediate_size,
     )
+
+
+def test_a_graph_imports_what_its_ops_need() -> None:
+    model = GraphAssembly("test").model([], doc="test")
+    assert model.opset_imports == OPSET_IMPORTS
