@@ -49,7 +49,7 @@ def check_ports(graph: GraphFile, where: str, role: str, info: ModelInfo) -> Non
     """Check that a graph has exactly the inputs and at least the outputs of its role.
 
     Raises:
-        BundleError: it has not.
+        BundleError: they differ.
     """
     inputs, outputs = _ports_of(role, info)
     found_inputs = {port.name: port for port in graph.inputs}

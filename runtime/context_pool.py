@@ -11,11 +11,11 @@ from shoal.runtime.model import Model
 
 
 class ContextPool:
-    """Contexts kept for prompts to come. May be used from several threads.
+    """Contexts kept for later prompts. May be used from several threads.
 
     Args:
         model: whose contexts they are.
-        max_bytes: latent caches kept in all; the least recently used go first.
+        max_bytes: of all latent caches kept; the least recently used are dropped first.
 
     Raises:
         InputError: ``max_bytes`` is negative.
@@ -34,17 +34,17 @@ class ContextPool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all latent caches kept, counted for each that shares them."""
+        """Bytes of all latent caches kept; what contexts share counts for each of them."""
         return sum(context.nbytes for context in self._contexts)
 
     def take(self, ids: TokenIds) -> Context:
-        """A context for a prompt, the caller's until it is given back.
+        """A context for a prompt; nobody else gets it until ``give_back``.
 
-        It holds the longest start of ``ids`` that any context of the pool holds. A context that
-        holds other tokens after it stays in the pool; what is returned then is a fork.
+        It holds the longest start of ``ids`` that any context of the pool holds. If that context
+        holds other tokens after it, it stays in the pool and a fork is returned.
 
         Raises:
-            InputError: ids are no ids of this vocabulary.
+            InputError: an id is not in the vocabulary.
         """
         tokens = check_tokens(ids, self._model.manifest.model.vocab_size)
         with self._lock:
@@ -61,7 +61,7 @@ class ContextPool:
         return fork
 
     def give_back(self, context: Context) -> None:
-        """Keep a context for later prompts, and let go of others to stay within the budget."""
+        """Keep a context for later prompts, and drop others to stay within ``max_bytes``."""
         with self._lock:
             if context.position and not any(context is kept for kept in self._contexts):
                 self._contexts.append(context)

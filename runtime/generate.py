@@ -41,8 +41,8 @@ class GenerateOptions:
 class Generation(Iterator[int]):
     """The tokens of one answer, computed as they are asked for.
 
-    Iterate over it for token ids or over ``pieces()`` for text, not both. The token that ends an
-    answer (a stop token) is not part of it; the tokens of a stop string are, its text is not.
+    Iterate over it for token ids, or over ``pieces()`` for text, but not over both. A stop token is
+    not part of the answer; of a stop string the tokens are part of it, the text is not.
 
     Args:
         context: what is read into; the common prefix with ``ids`` is kept.
@@ -71,11 +71,11 @@ class Generation(Iterator[int]):
         self.prompt_tokens = len(ids)
         """Length of the prompt."""
         self.reused_tokens = 0
-        """Tokens of the prompt that the context held already; known once the first is decided."""
+        """Tokens of the prompt that the context already held; known after the first new token."""
         self.finish_reason: FinishReason | None = None
-        """Why it ended, None before it has."""
+        """Why the answer ended; None before it does."""
         self.stop_token: int | None = None
-        """The stop token that ended it."""
+        """The stop token that ended the answer, if one did."""
         self._context = context
         self._prompt = ids
         self._options = options
@@ -108,14 +108,14 @@ class Generation(Iterator[int]):
 
     @property
     def draft_stats(self) -> DraftStats | None:
-        """What came of drafting, None without it; complete once the answer has ended."""
+        """How drafting went, complete when the answer has ended; None without drafts."""
         return None if self._speculation is None else self._speculation.stats
 
     def pieces(self) -> Iterator[str]:
-        """The answer as text: whole characters only, nothing of a stop string.
+        """The answer as text, in pieces of whole characters, without any stop string.
 
         Raises:
-            InputError: there is no tokenizer (at once, not when the first piece is asked for).
+            InputError: there is no tokenizer. Raised here, not with the first piece.
         """
         if self._stream is None:
             raise InputError("text: the bundle has no tokenizer; iterate over token ids instead")

@@ -1,6 +1,6 @@
 """Bundles in EleutherAI's lm-evaluation-harness, as ``--model shoal``; no torch needed.
 
-The harness knows its own models only, so this module is its command line with one more:
+The harness knows only its own models, so this module is its command line with one more model:
 
     python -m shoal.runtime.lm_eval run --model shoal --model_args pretrained=build/tiny --tasks ...
 
@@ -38,22 +38,22 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 class ShoalLM(TemplateLM):  # type: ignore[misc]
     """A bundle as the harness sees a model. Requests run one after another on all threads.
 
-    What the next request has in common with the one before is not computed again, so requests are
-    taken in the order of their tokens; answers come in the order of the requests.
+    The beginning that a request shares with the one before is not computed again, so requests run
+    in the order of their tokens; answers come in the order of the requests.
 
     Args:
         pretrained: the bundle folder.
-        threads: threads that compute; None for one per physical core.
-        kernels: form of the ops: "auto", "native" or "portable".
-        max_length: longest context in tokens; None for what the model can read.
-        max_gen_toks: most tokens of an answer, where the task does not say.
+        threads: threads that compute; None for one per big core.
+        kernels: "auto", "native" or "portable"; see ``open_bundle``.
+        max_length: longest context in tokens; None for max_position_embeddings.
+        max_gen_toks: most tokens of an answer, if the task does not say.
         batch_size: without effect, as contexts run one at a time.
         max_batch_size: without effect.
-        device: without effect: it is the CPU, whatever the harness's default.
+        device: without effect; bundles run on the CPU.
 
     Raises:
         BundleError: see ``open_bundle``.
-        InputError: a context longer than the model can read.
+        InputError: ``max_length`` is out of range.
         RuntimeFailure: see ``open_bundle``.
     """
 
@@ -89,12 +89,12 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is conditioned on: what begins one, else what ends one."""
+        """What the first token of a text is conditioned on: the BOS token, else the EOS token."""
         return self.eot_token_id if self._bos is None else self._bos
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness tells caches of requests apart by."""
+        """Name by which the harness tells caches of requests apart."""
         return self.model.bundle_id
 
     def tok_encode(
@@ -104,9 +104,9 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
 
         Args:
             string: the text.
-            add_special_tokens: whether to add what begins a text; None unless it does so already,
-                as text from a chat template may.
-            options: of other tokenizers, not looked at.
+            add_special_tokens: whether to add the BOS token; None adds it unless the text has it
+                already, as text from a chat template may.
+            options: of other tokenizers; ignored.
         """
         bare = self.model.encode(string, add_special_tokens=False)
         if add_special_tokens is False or (add_special_tokens is None and bare[:1] == [self._bos]):
@@ -116,7 +116,7 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the text that the model reads."""
+        """The text of a conversation, by the chat template."""
         return self.model.chat_text(chat_history, add_generation_prompt=add_generation_prompt)
 
     def loglikelihood_rolling(
@@ -124,12 +124,12 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
     ) -> list[float]:
         """Log-likelihood of whole texts, in nats.
 
-        A text begins after the prefix token. Of one longer than the context each token is scored
-        once, in windows of which the last is full.
+        A text begins after the BOS token, or the EOS token if there is none. A text longer than the
+        context is scored in windows, each token once; the last window is full.
 
         Args:
             requests: each with a text.
-            disable_tqdm: whether to show no progress.
+            disable_tqdm: whether to hide progress.
         """
         totals = []
         for request in tqdm(requests, desc="shoal: texts", disable=disable_tqdm):
@@ -164,10 +164,10 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
         Args:
             requests: each with a prompt and options: ``until``, ``max_gen_toks``, ``do_sample`` and
                 those of sampling.
-            disable_tqdm: whether to show no progress.
+            disable_tqdm: whether to hide progress.
 
         Raises:
-            InputError: an option that is not known.
+            InputError: an option is unknown.
         """
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)

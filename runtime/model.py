@@ -46,20 +46,20 @@ def open_bundle(
 
     Args:
         path: the bundle folder.
-        kernels: form of the shoal ops: "native", "portable", or "auto" for what there is.
-        threads: threads that compute; None for one per big core available.
+        kernels: "native", "portable", or "auto" for native kernels where they are installed.
+        threads: threads that compute; None for one per big core.
         cache: type of the latent cache: "float32", "float16" or "int8".
-        max_context: tokens a context may hold; None for as many as the model can read. More than
-            that is allowed, with a warning: the model has seen no such positions in training.
-        max_memory: bytes this process may take for itself, beside the mapped weights; without
-            ``max_context``, a context may hold as many tokens as one alone fits into that.
+        max_context: tokens a context may hold; None for max_position_embeddings. More are
+            allowed, with a warning: the model has seen no such positions in training.
+        max_memory: bytes this process may allocate, beside the mapped weights. Without
+            ``max_context`` it limits the tokens a context may hold, for one context.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
             of cache.
-        InputError: an unknown value of an option.
-        RuntimeFailure: not enough memory, said before anything is loaded, or native kernels that
-            are not there.
+        InputError: an option has an unknown value.
+        RuntimeFailure: there is not enough memory, which is found before anything is loaded, or
+            there are no native kernels.
     """
     settings = choose_settings(kernels, threads)
     if cache not in CACHE_TYPES:
@@ -85,7 +85,7 @@ def open_bundle(
 
 
 class Model:
-    """A model that is ready to run. Contexts of one model may be used in several threads at once.
+    """A model that is ready to run. Its contexts may be used in several threads, one in each.
 
     Args:
         bundle: where it lies.
@@ -136,12 +136,12 @@ class Model:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether text can be used, not only token ids."""
+        """Whether the bundle has a tokenizer; without one it takes token ids only."""
         return self._text.has_tokenizer
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether ``chat`` can be used."""
+        """Whether the bundle has a chat template, which ``chat`` needs."""
         return self._text.has_template
 
     @property
@@ -156,7 +156,7 @@ class Model:
 
     @functools.cached_property
     def bundle_id(self) -> str:
-        """sha256 of the manifest, which holds the sha256 of everything else."""
+        """sha256 of the manifest, which holds the sha256 of all other files."""
         return checksum(dataclasses.asdict(self.manifest))
 
     def new_context(self) -> Context:
@@ -165,7 +165,7 @@ class Model:
         return Context(self._info, forward, self._layer_state(), self.bundle_id)
 
     def load_context(self, path: str | Path) -> Context:
-        """A context as ``Context.save`` wrote it; what follows has the same bits.
+        """Read a context that ``Context.save`` wrote; it continues with the same bits.
 
         Raises:
             InputError: the file is damaged, of another bundle or type of cache, or no context.
@@ -174,7 +174,7 @@ class Model:
         return self.load_context_and_note(path)[0]
 
     def load_context_and_note(self, path: str | Path) -> tuple[Context, dict[str, Any]]:
-        """A saved context and the note that was saved with it; see ``load_context``."""
+        """Read a saved context and the note saved with it; see ``load_context``."""
         cache_type = self.cache_type
         file = read_context_file(Path(path), bundle=self.bundle_id, cache_type=cache_type)
         context = self.new_context()
@@ -193,34 +193,38 @@ class Model:
             ids: T token ids, at least one.
 
         Raises:
-            InputError: ids that are none of this vocabulary, or more than the model can read.
+            InputError: an id is not in the vocabulary, or there are too many tokens.
             RuntimeFailure: onnxruntime or memory failed.
         """
         return self.new_context().step(ids, logits="all").logits
 
     def routing(self, ids: TokenIds) -> Routing:
-        """Experts that each token is sent to in a fresh context; see ``logits``."""
+        """Experts of each token in a fresh context; see ``logits``."""
         routing = self.new_context().step(ids, logits="none", routing=True).routing
         assert routing is not None, "routing was asked for"
         return routing
 
     def head_logits(self, hidden_TD: FloatArray) -> FloatArray:
-        """Logits float32 [T,W] of hidden states that a step gave (``Context.step``).
+        """Logits float32 [T,W] of hidden states float32 [T,D] that ``Context.step`` returned.
 
-        Where a vocabulary is large, the logits of a long text are best computed a few at a time.
+        With a large vocabulary compute the logits of a long text a few positions at a time.
         """
         return self._head.map_rows("hidden", hidden_TD, "logits", self._info.vocab_size)
 
     def decode_batch(self, contexts: Sequence[Context], tokens: TokenIds) -> FloatArray:
-        """Read ``tokens[i]`` into ``contexts[i]``, in one step (runtime/engine/batch.py).
+        """Read one token into each of several contexts, in one step (docs/cache.md).
+
+        Args:
+            contexts: of this model, each once.
+            tokens: one for each context.
 
         Returns:
-            Logits after each token, float32 [B,W], as ``Context.decode`` gives them one by one.
+            Logits after each token, float32 [B,W], as ``Context.decode`` would give them.
 
         Raises:
-            InputError: tokens or contexts that cannot be read together; no context has moved then,
-                nor after any other error.
-            BundleError: the bundle is of an older shoal and has no graph for it.
+            InputError: these cannot be read together. After this or any other error all contexts
+                are unchanged.
+            BundleError: an older shoal exported the bundle, without a graph for several contexts.
         """
         return self._batch_step.run(contexts, tokens)
 
@@ -240,28 +244,28 @@ class Model:
         context: Context | None = None,
         progress: PrefillProgress | None = None,
     ) -> Generation:
-        """Continue ``ids``; tokens are computed as they are asked for.
+        """Continue ``ids``. Tokens are computed as the result is iterated over.
 
         Args:
             ids: the prompt, at least one token id.
-            max_new_tokens: at most this many; None until a stop condition or a full context.
-            temperature: 0 takes the most probable token, higher is more varied.
-            top_k: choose among this many most probable tokens; 0 for all.
-            top_p: choose among the most probable tokens that make up this probability.
-            min_p: choose among tokens at least this fraction as probable as the best.
-            seed: makes the choice repeatable.
+            max_new_tokens: at most this many; None for no limit but a full context.
+            temperature: 0 always takes the most likely token, higher values vary more.
+            top_k: sample among this many most likely tokens; 0 for all.
+            top_p: sample among the most likely tokens whose probabilities add up to this.
+            min_p: drop tokens less likely than this fraction of the most likely one.
+            seed: makes sampling repeatable.
             stop_tokens: tokens that end the answer; None for those of the model.
             stop: texts that end the answer; a special token's name stands for the token.
-            draft: tokens the model's multi-token-prediction module guesses ahead, to be checked in
-                one step; "auto" for as many as pay, none if the bundle has no such module. The
-                result is the same, only sooner.
-            context: what it holds of the start of ``ids`` is not computed again; it is left
-                holding the prompt and the answer but for the last token.
-            progress: called while the prompt is read.
+            draft: tokens that the multi-token-prediction module guesses ahead, to be checked in one
+                step; "auto" for as many as pay, none if the bundle has no such module. The tokens
+                are the same as without.
+            context: the start of ``ids`` that it holds is not computed again; afterwards it holds
+                the prompt and the answer, except for the last token.
+            progress: called while the prompt is read, with tokens done and tokens in all.
 
         Raises:
-            InputError: an option out of range, or a prompt longer than the model can read. Checked
-                at once, before anything is computed.
+            InputError: an option is out of range, or the prompt is too long. This is raised here,
+                before anything is computed.
         """
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
         options = GenerateOptions(
@@ -280,10 +284,10 @@ class Model:
         return Generation(context, tokens, options, tokenizer, progress, speculation)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``, begun as the model was trained (see ``Tokenizer.encode``).
+        """Token ids of ``text``, with the BOS token if the model was trained with one.
 
         Raises:
-            InputError: the bundle has no tokenizer, or ``text`` is no valid text.
+            InputError: the bundle has no tokenizer, or UTF-8 cannot express ``text``.
         """
         return self._text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
@@ -305,19 +309,20 @@ class Model:
         return tokenizer.encode(text, add_special_tokens=False)
 
     def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """A conversation as the bundle's chat template writes it, what begins a text included.
+        """A conversation as the bundle's chat template writes it, BOS token included.
 
         Args:
-            messages: such as [{"role": "user", "content": "Hello"}], the oldest first.
-            add_generation_prompt: whether to end with what begins the model's answer.
+            messages: for example [{"role": "user", "content": "Hello"}], the oldest first.
+            add_generation_prompt: whether to end with the words that begin the model's answer.
 
         Raises:
-            InputError: no tokenizer, no chat template, or one that refuses the messages.
+            InputError: there is no tokenizer or chat template, or the template refuses the
+                messages.
         """
         return self._text.template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[str]:
-        """Answer a conversation, piece by piece.
+        """Answer a conversation; yields the text piece by piece.
 
         Args:
             messages: see ``chat_ids``.

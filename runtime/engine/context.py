@@ -37,9 +37,10 @@ _NOBODY = Observers()
 
 
 class Context:
-    """Tokens read so far and what layers keep of them. One thread at a time; others are refused.
+    """Tokens read so far, and what the layers keep of them: the latent cache.
 
-    A step that fails or is interrupted leaves the context where it was.
+    One thread at a time may use it; others are refused. A step that fails or is interrupted leaves
+    the context as it was.
 
     Args:
         info: the model.
@@ -70,12 +71,12 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all latent caches, unused room and what is shared with forks included."""
+        """Bytes of its latent caches, with unused room and what it shares with forks."""
         return self.layer_state.nbytes + self._observers.nbytes
 
     @property
     def max_length(self) -> int:
-        """Number of tokens it may hold (max_position_embeddings or max_context)."""
+        """Tokens it may hold: max_position_embeddings, or ``max_context`` of ``open_bundle``."""
         return self.layer_state.layout.max_length
 
     @property
@@ -85,7 +86,7 @@ class Context:
 
     @one_thread
     def attach(self, name: str, observer: Observer) -> None:
-        """Let an observer follow the context from here on; forks of the context get forks of it.
+        """Let an observer follow the context from now on; forks of the context get forks of it.
 
         Args:
             name: what its state is saved under; an observer of this name is replaced.
@@ -103,21 +104,21 @@ class Context:
 
         Args:
             ids: at least one token id.
-            progress: called after each chunk.
+            progress: called after each chunk with tokens done and tokens in all.
 
         Returns:
-            Logits of the last one, float32 [W], the caller's to keep.
+            Logits of the last token, float32 [W]; no later call changes this array.
 
         Raises:
-            InputError: ids are no ids of this vocabulary, or more than the model can read. Nothing
-                has been computed then.
-            RuntimeFailure: onnxruntime or memory failed.
+            InputError: an id is not in the vocabulary, or there are more tokens than the context
+                can hold. Nothing has been computed.
+            RuntimeFailure: onnxruntime failed or there is not enough memory.
         """
         logits: FloatArray = self.step(ids, progress=progress).logits[0]
         return logits
 
     def decode(self, token: int) -> FloatArray:
-        """Read one token; see ``prefill``. Returns logits float32 [W]."""
+        """Read one token and return its logits, float32 [W]; see ``prefill``."""
         return self.prefill([token])
 
     @one_thread
@@ -136,8 +137,8 @@ class Context:
             ids: at least one token id.
             logits: positions to compute logits for.
             hidden: whether to return hidden states.
-            routing: whether to return what was routed.
-            progress: called after each chunk.
+            routing: whether to return the experts of each token.
+            progress: called after each chunk with tokens done and tokens in all.
         """
         tokens = check_tokens(ids, self._info.vocab_size)
         rows = {"last": 1, "all": len(tokens), "none": 0}
@@ -152,9 +153,9 @@ class Context:
 
     @one_thread
     def peek(self, ids: TokenIds) -> FloatArray:
-        """Look at what a few tokens would give, in one step, without reading them.
+        """Compute what a few tokens would give, in one step, without reading them.
 
-        ``adopt`` reads them afterwards at no cost, as long as nothing else was done meanwhile.
+        ``adopt`` reads them afterwards at no cost, if nothing else has been done in between.
 
         Args:
             ids: at least one token id.
@@ -200,7 +201,7 @@ class Context:
         """Read the first ``count`` tokens that were peeked at and not adopted yet.
 
         Raises:
-            InputError: there are not as many, or something else was done since.
+            InputError: there are fewer, or something else was done since.
         """
         found = len(self._peeked.tokens)
         if not 0 <= count <= found:
@@ -227,7 +228,7 @@ class Context:
 
     @one_thread
     def fork(self) -> Context:
-        """Another context with the same tokens; rows are copied when one of the two goes on."""
+        """Another context with the same tokens; the cache is copied when either reads more."""
         state, forward = self.layer_state.fork(), self._forward.for_another()
         other = Context(self._info, forward, state, self._bundle_id)
         other._tokens = list(self._tokens)
@@ -237,14 +238,16 @@ class Context:
 
     @one_thread
     def save(self, path: str | Path, note: dict[str, Any] | None = None) -> None:
-        """Write the context to a file that ``Model.load_context`` reads, at once or not at all.
+        """Write the context to a file, which appears complete or not at all.
+
+        ``Model.load_context`` reads it.
 
         Args:
-            path: the file; replaced if it is there.
+            path: the file; an existing one is replaced.
             note: JSON values to keep with it.
 
         Raises:
-            RuntimeFailure: the disk is full or refuses. What was there before is still there.
+            RuntimeFailure: the file cannot be written. An existing one is still there.
         """
         write_context_file(
             Path(path),
@@ -287,7 +290,7 @@ class Context:
         """Forget all tokens but the first ``length``.
 
         Raises:
-            InputError: the context does not hold as many.
+            InputError: the context holds fewer.
         """
         if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
             raise InputError(f"rewind expects a number of tokens, found {length!r}")
@@ -298,10 +301,10 @@ class Context:
 
     @one_thread
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` tokens in all, so that no cache grows on the way.
+        """Make room for ``length`` tokens in all, so that no cache has to grow later.
 
         Raises:
-            InputError: the model cannot read as many.
+            InputError: the context cannot hold so many.
             RuntimeFailure: not enough memory.
         """
         self._make_room(length)
@@ -311,11 +314,11 @@ class Context:
         """Make the context hold exactly ``ids``, computing only what follows the common prefix.
 
         Returns:
-            Logits of the last one, float32 [W].
+            Logits of the last token, float32 [W].
 
         Raises:
-            InputError: see ``prefill``; the context is as it was then. After any other failure it
-                holds the common prefix.
+            InputError: see ``prefill``; the context is unchanged. After any other error it holds
+                the common prefix.
         """
         tokens = check_tokens(ids, self._info.vocab_size)
         if len(tokens) > self.max_length:
@@ -325,7 +328,7 @@ class Context:
         return self.prefill(tokens[self.position :], progress=progress)
 
     def common_prefix(self, tokens: list[int]) -> int:
-        """Number of tokens at the start of ``tokens`` that the context holds already."""
+        """How many tokens at the start of ``tokens`` the context already holds."""
         shorter = min(len(self._tokens), len(tokens))
         return next((i for i in range(shorter) if self._tokens[i] != tokens[i]), shorter)
 

@@ -114,7 +114,7 @@ class LatentCache:
 
         Raises:
             InputError: more than the layout allows.
-            RuntimeFailure: the machine has not the memory.
+            RuntimeFailure: there is not enough memory.
         """
         if length > self.layout.max_length:
             raise too_long(length, self.layout.max_length)

@@ -77,7 +77,7 @@ class LayerState(Protocol):
 
         Raises:
             InputError: more than the layout allows.
-            RuntimeFailure: the machine has not the memory.
+            RuntimeFailure: there is not enough memory.
         """
         ...
 

@@ -83,7 +83,7 @@ NO_TOKENS = Chunk(0, [], np.empty((0, 0), np.float32), None)
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What was asked for of one step."""
+    """The results of one step: what was asked for."""
 
     logits: FloatArray  # [n,W] with n = T, 1 or 0
     hidden: FloatArray | None  # [T,D], after the final norm

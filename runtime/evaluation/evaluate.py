@@ -63,23 +63,23 @@ def evaluate(
         models: open models, bundle folders or, with the export extra, checkpoints, each of which is
             a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME on the
             Hugging Face Hub.
-        texts: UTF-8 files, plain or .jsonl with a "text" in each line, also as .xz or .gz; none
-            for the text that comes with shoal.
-        window: tokens read at once, each window from an empty context.
-        tokens: take at most this many tokens of text.
+        texts: UTF-8 files, plain or .jsonl with a "text" in each line, and either may be compressed
+            as .xz or .gz; none for the text that comes with shoal.
+        window: tokens of a window; each is read from an empty context.
+        tokens: read at most this many tokens of text.
         reference: what the others are compared with: one of ``models``, a further one, or a file
             that ``save_reference`` wrote. None takes the first of several models.
-        save_reference: keep what the reference predicts in this file.
+        save_reference: file to store what the reference predicts.
         tasks: files of multiple-choice items in HellaSwag's format.
-        generate: compare this many greedy tokens after the first windows' beginnings; 0 for none.
+        generate: greedy tokens to compare after the beginnings of the first windows; 0 for none.
         revision: branch, tag or commit of the checkpoints on the hub; None for the main branch.
         token: for the hub; None for HF_TOKEN or a login, if there is one.
-        progress: called while tokens are read.
-        open_options: those of ``open_bundle``, for bundles given as folders; ``threads`` holds for
-            checkpoints too.
+        progress: called with tokens read, tokens in all and what is being done.
+        open_options: of ``open_bundle``, for bundles given as folders; ``threads`` also applies to
+            checkpoints.
 
     Raises:
-        ShoalError: a model, text, task or reference cannot be read, or they do not belong together.
+        ShoalError: a model, text, task or reference cannot be read, or they do not fit together.
     """
     contest = open_contest(models, reference, revision=revision, token=token, **open_options)
     contest.check_window(window)
