@@ -40,10 +40,10 @@ class ExportReport:
     """What an export did.
 
     Attributes:
-        bundle: where the bundle is now.
-        manifest: its manifest, fidelity included.
-        seconds: wall-clock time.
-        peak_memory_bytes: largest resident memory of the process so far.
+        bundle: folder of the bundle.
+        manifest: its manifest, with the fidelity that was measured.
+        seconds: wall-clock time of the export.
+        peak_memory_bytes: largest resident memory that the process has had.
     """
 
     bundle: Path
@@ -74,25 +74,26 @@ def export_bundle(
     Args:
         checkpoint: a Hugging Face folder (config.json and *.safetensors), a .gguf file, or ORG/NAME
             on the Hugging Face Hub.
-        bundle: folder to make; appears complete or not at all.
-        weights: a recipe of graphs/recipes.py, or "fp32".
-        block_size: 8-bit weights per scale, 16 to 256, instead of the recipe's choice.
-        force: replace a bundle that is there already.
-        resume: continue an export that was stopped; the result is that of an uninterrupted one.
-        fidelity: measure KL divergence and agreement of the int8 weights on the way.
-        fidelity_text: UTF-8 text to measure on; None takes the one shipped with shoal.
-        fidelity_tokens: how many tokens of it to use at most.
-        calibrate: UTF-8 text whose inputs of routed experts 4-bit weights are rounded for.
-        calibrate_tokens: how many tokens of it to use at most.
+        bundle: folder to make; it appears complete or not at all.
+        weights: recipe that says how weights are stored: "int8", "int8-accurate", "int4-experts" or
+            "fp32" (docs/accuracy.md).
+        block_size: number of 8-bit weights that share a scale, 16 to 256; None for the recipe's.
+        force: replace an existing bundle.
+        resume: continue a stopped export; the bundle is that of an uninterrupted one.
+        fidelity: measure how far the bundle is from the float32 model, while weights pass by.
+        fidelity_text: UTF-8 file to measure on; None for the text that comes with shoal.
+        fidelity_tokens: tokens of that text to use at most.
+        calibrate: UTF-8 file on which errors of 4-bit weights are kept small.
+        calibrate_tokens: tokens of that text to use at most.
         revision: branch, tag or commit of a checkpoint on the hub; None for the main branch.
         token: for the hub; None for HF_TOKEN or a login, if there is one.
-        progress: called with (bytes written, bytes in all, tensor name).
+        progress: called with bytes written, bytes in all and a tensor's name.
 
     Raises:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: the checkpoint is incomplete or damaged.
         ExportError: the bundle cannot be written.
-        InputError: a revision of what is not on the hub was asked for.
+        InputError: a revision was given for a checkpoint that is not on the hub.
     """
     start = time.monotonic()
     bundle = Path(bundle)

@@ -37,7 +37,7 @@ def open_model(checkpoint: Checkpoint, recipe: Recipe | None, choice: TextChoice
     Args:
         checkpoint: what it is made from.
         recipe: how weights are stored, None for float32.
-        choice: the texts that ride along.
+        choice: the texts for fidelity and calibration.
 
     Raises:
         ConfigError: the model cannot be built.

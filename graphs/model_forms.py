@@ -48,7 +48,7 @@ def model_form(name: str | Path) -> ModelForm | None:
 
 
 def check_revision(name: str | Path, revision: str | None) -> None:
-    """Refuse a revision of what is not on the hub.
+    """Refuse a revision for a checkpoint that is not on the hub.
 
     Raises:
         InputError: there is one.

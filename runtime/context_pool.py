@@ -38,7 +38,7 @@ class ContextPool:
         return sum(context.nbytes for context in self._contexts)
 
     def take(self, ids: TokenIds) -> Context:
-        """A context for a prompt; nobody else gets it until ``give_back``.
+        """A context for a prompt, which no other caller gets until ``give_back``.
 
         It holds the longest start of ``ids`` that any context of the pool holds. If that context
         holds other tokens after it, it stays in the pool and a fork is returned.

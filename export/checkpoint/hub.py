@@ -1,8 +1,8 @@
 """Checkpoints by their name on the Hugging Face Hub: ORG/NAME becomes a folder in its cache.
 
 Only files that an export reads are fetched, never pickles and never code. What is in the cache
-(HF_HOME, HF_HUB_CACHE) is not fetched again and works offline. What else a name can stand for, and
-what goes first, is said in graphs/model_forms.py.
+(HF_HOME, HF_HUB_CACHE) is not fetched again and works offline. graphs/model_forms.py says what else
+a name can stand for, and what takes precedence.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def open_checkpoint(
     Raises:
         ConfigError: the architecture or a config key is not supported.
         CheckpointError: there is no checkpoint, or it is incomplete or damaged.
-        InputError: a revision of what is not on the hub was asked for.
+        InputError: a revision was given for a checkpoint that is not on the hub.
     """
     path = local_checkpoint(name, HubAccess(revision=revision, token=token))
     return _open(str(name), path)

@@ -95,7 +95,7 @@ class ConfigReader:
             self.refuse(key, repr(only), value)
 
     def refuse_the_rest(self, harmless: frozenset[str] = frozenset()) -> None:
-        """Refuse the keys that nobody has taken, unless harmless or null."""
+        """Refuse the keys that were not taken, unless harmless or null."""
         for key in sorted(self._left):
             if key not in harmless and self._left[key] is not None:
                 self.problems.append(

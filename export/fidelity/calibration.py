@@ -1,8 +1,8 @@
 """Round 4-bit weights so that what they make of a text stays the same (GPTQ).
 
 Plain rounding keeps each weight close. Here the outputs for the inputs X of a text are kept close:
-columns are rounded one after the other, and what one loses is made up for by those that follow, as
-far as their inputs go together. What is in memory is a matrix of ``COLUMNS`` by ``COLUMNS``.
+columns are rounded one after the other, and those that follow make up for the error of each, as far
+as their inputs are correlated. In memory is a matrix of ``COLUMNS`` by ``COLUMNS``.
 
 Source: Frantar et al., GPTQ (arXiv 2210.17323), section 3: with the upper Cholesky factor U of
 (X^T X + damping)^-1, column i loses e = (w_i - q_i) / U_ii and columns j > i become w_j - e U_ij.

@@ -3,7 +3,7 @@
 A pulled layer is a ``DecoderLayer`` with other modules in it. They compute both streams at once:
 the float32 reference, and the model as it is served, with weights as they are stored and
 activations rounded as the int8 ops do. A matrix is asked for in the order of weights.bin, is never
-whole in memory, and is written to the bundle on the same occasion.
+whole in memory, and is written to the bundle at the same time.
 
 Shapes: B windows of the text, T tokens each, D hidden, K inputs and N outputs of a linear map.
 Tensors with 2B in front hold the reference's windows, then the served model's.

@@ -34,7 +34,7 @@ class TextChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class FidelityText:
-    """What to measure fidelity on: a name and int64 windows [B,T]; and what else rides along.
+    """What to measure fidelity on, and perhaps to calibrate on: a name and int64 windows [B,T].
 
     ``calibration``, with windows of the same length, improves the rounding to 4 bits.
     """

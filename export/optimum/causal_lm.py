@@ -52,7 +52,7 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         model: an opened bundle.
 
     Attributes:
-        model: the same.
+        model: the opened bundle.
         config: the checkpoint's config.json as transformers reads it.
         generation_config: the checkpoint's, if the bundle has one.
     """
@@ -86,7 +86,7 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         Args:
             model_id: a bundle folder; with ``export`` a Hugging Face folder (config.json and
                 *.safetensors), a .gguf file, or ORG/NAME on the Hugging Face Hub.
-            export: whether to export, to a temporary folder that goes away with the model.
+            export: whether to export, to a temporary folder that is deleted with the model.
             weights: as in ``export_bundle``.
             block_size: as in ``export_bundle``.
             revision: of a checkpoint on the hub.

@@ -121,7 +121,7 @@ class Speculation:
 
         Args:
             token: any token; quick if it is the one that was drafted.
-            most_drafts: tokens that can be wanted after the next one, None if nobody knows.
+            most_drafts: tokens that can be wanted after the next one, None if not known.
 
         Returns:
             Logits float32 [W].

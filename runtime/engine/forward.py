@@ -115,7 +115,7 @@ class Forward:
         return empty_routing(self._info, stop - start) if wanted else None
 
     def _rows(self, count: int) -> FloatArray:
-        """Room for hidden states that nobody has asked for, float32 [T,D]."""
+        """Room for hidden states that were not asked for, float32 [T,D]."""
         if len(self._hidden_TD) < count:
             self._hidden_TD = np.empty((count, self._info.hidden_size), np.float32)
         return self._hidden_TD[:count]

@@ -48,7 +48,7 @@ class Subject(Protocol):
         """Logits [T,W] of hidden states."""
 
     def continue_greedily(self, ids: Sequence[int], count: int) -> list[int]:
-        """The likeliest token after ``ids``, the likeliest after that, and so on."""
+        """The top-1 token after ``ids``, the top-1 token after that, and so on."""
 
 
 class BundleSubject:

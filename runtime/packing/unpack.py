@@ -206,7 +206,7 @@ def _not_ours(folder: Path, what: str) -> RuntimeFailure:
 
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[None]:
-    """A folder that exists, that nobody else may write to, and is this process's own for now."""
+    """A folder that exists, that no other user may write to, and that this process holds."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o755)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
