@@ -42,7 +42,7 @@ def test_tables_are_printed_and_say_where_drafts_are_not_possible(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shoal.runtime.model.shortest_depth", lambda settings: 10**6)
+    monkeypatch.setattr("shoal.runtime.drafting.drafts.shortest_depth", lambda settings: 10**6)
     assert run(int8_bundle) == 0
     out = capsys.readouterr().out
     assert "Steps of several tokens" in out

@@ -198,16 +198,6 @@ def test_ctrl_c_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with WorkProgress("eval", "tokens") as progress:
-        progress._last_s = -1e9
-        progress(50, 200, "tiny")
-        progress._last_s = -1e9
-        progress(100, 200, "tiny")
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r"eval:  50%, 100 of 200 tokens, \d+ s left, tiny", line)
-
-
 def test_a_smaller_cache_is_compared_with_the_stored_predictions_of_a_large_one(
     fp32_bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

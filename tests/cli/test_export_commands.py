@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from shoal.export.verify import VerifyReport
 from shoal.graphs.manifest import Manifest
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.commands.cli import main
-from shoal.runtime.console.progress import WorkProgress
 
 
 class FakeBundle:
@@ -81,25 +79,6 @@ def test_export_json_is_the_only_thing_on_stdout(
     report = json.loads(capsys.readouterr().out)
     assert report["bundle_bytes"] == 2_100_000
     assert report["peak_memory_bytes"] == 300_000_000
-
-
-def test_progress_lines_are_few_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    with WorkProgress("export", every_share=0.1) as progress:
-        for done in range(1, 1001):
-            progress(done * 1000, 1_000_000, "x")
-    lines = capsys.readouterr().err.splitlines()
-    assert 10 <= len(lines) <= 13
-    assert lines[-1] == "export: 100%, 1 of 1 MB"
-
-
-def test_progress_bar_is_drawn_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    with WorkProgress("export", every_share=0.1) as progress:
-        progress(500_000, 1_000_000, "layers.1[0]")
-    assert "export" in capsys.readouterr().err
 
 
 def test_verify_reads_every_byte(
