@@ -14,11 +14,11 @@ from typing import Any
 from shoal.export.bundle_manifest import count_parameters, token_read_bytes
 from shoal.export.checkpoint.open_checkpoint import open_headers
 from shoal.export.fidelity.text import TextChoice
-from shoal.export.plan import open_model, small_files, used_formats
+from shoal.export.plan import ExportModel, open_model, small_files, used_formats
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.footprint import cache_token_bytes, loaded_weight_bytes, memory_by_context
-from shoal.graphs.recipes import DEFAULT_RECIPE, choose_recipe
+from shoal.graphs.recipes import DEFAULT_RECIPE, Recipe, choose_recipe
 
 
 def dry_run_record(
@@ -64,7 +64,18 @@ def dry_run_record(
     recipe = choose_recipe(weights, block_size)
     with open_headers(checkpoint, revision=revision, token=token) as opened:
         model = open_model(opened, recipe, choice)
-    config, plan = opened.config, model.graphs.plan
+    return {
+        "dry_run": True,
+        "bundle": str(bundle),
+        "weights": weights,
+        "free_bytes": shutil.disk_usage(_existing(bundle.absolute())).free,
+        **_foretold(model, recipe),
+    }
+
+
+def _foretold(model: ExportModel, recipe: Recipe | None) -> dict[str, Any]:
+    """What the plan of a bundle says of it."""
+    config, plan = model.checkpoint.config, model.graphs.plan
     contents = small_files(model)
     files = {name: len(content) for name, content in sorted(contents.items())}
     files[WEIGHTS_FILE] = plan.total_bytes
@@ -74,14 +85,10 @@ def dry_run_record(
         config.kv_lora_rank, config.qk_rope_head_dim, config.num_hidden_layers
     )
     return {
-        "dry_run": True,
-        "bundle": str(bundle),
-        "weights": weights,
         "formats": {kind: asdict(form) for kind, form in formats.items()},
         "parameters": parameters,
         "active_parameters": active,
         "bundle_bytes": sum(files.values()),
-        "free_bytes": shutil.disk_usage(_existing(bundle.absolute())).free,
         "files": files,
         "tensors": len(plan.tensors),
         "token_read_bytes": token_read_bytes(config, plan),

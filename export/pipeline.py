@@ -32,7 +32,7 @@ from shoal.graphs.errors import BundleError, ExportError
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, DEFAULT_FIDELITY_TOKENS
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import read_manifest
-from shoal.graphs.recipes import DEFAULT_RECIPE, choose_recipe
+from shoal.graphs.recipes import DEFAULT_RECIPE, Recipe, choose_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,35 +98,20 @@ def export_bundle(
     start = time.monotonic()
     bundle = Path(bundle)
     recipe = choose_recipe(weights, block_size)
+    choice = TextChoice(
+        wanted=fidelity,
+        path=None if fidelity_text is None else Path(fidelity_text),
+        num_tokens=fidelity_tokens,
+        calibrate=None if calibrate is None else Path(calibrate),
+        calibrate_tokens=calibrate_tokens,
+    )
     check_target(bundle.absolute(), force)  # before anything is fetched
     opened = open_checkpoint(checkpoint, revision=revision, token=token)
     with replaced_folder(bundle, force=force, keep=resume) as work:
-        model = open_model(
-            opened,
-            recipe,
-            TextChoice(
-                wanted=fidelity,
-                path=None if fidelity_text is None else Path(fidelity_text),
-                num_tokens=fidelity_tokens,
-                calibrate=None if calibrate is None else Path(calibrate),
-                calibrate_tokens=calibrate_tokens,
-            ),
-        )
+        model = open_model(opened, recipe, choice)
         files, measured = _write_files(bundle, work, model, resume, progress)
         _check_graphs(work, model.graphs)
-        manifest = build_manifest(
-            config=opened.config,
-            raw_config=opened.raw_config,
-            special_tokens=model.special_tokens,
-            num_mtp_layers=model.parameters.num_mtp_layers,
-            weights=weights,
-            formats=used_formats(recipe, model.graphs),
-            plan=model.graphs.plan,
-            graphs={role: GRAPH_FILES[role] for role in model.graphs.models},
-            files=files,
-            fidelity=measured,
-            notes=model.notes,
-        )
+        manifest = _manifest(model, weights, recipe, files, measured)
         _write_manifest(manifest, work, bundle)
     return ExportReport(
         bundle=bundle,
@@ -230,6 +215,28 @@ def _write_small_files(bundle: Path, model: ExportModel, work: Path) -> dict[str
 def _check_graphs(work: Path, graphs: Graphs) -> None:
     for role in graphs.models:
         onnx.checker.check_model(str(work / GRAPH_FILES[role]))
+
+
+def _manifest(
+    model: ExportModel,
+    weights: str,
+    recipe: Recipe | None,
+    files: dict[str, FileInfo],
+    fidelity: Fidelity | None,
+) -> Manifest:
+    return build_manifest(
+        config=model.checkpoint.config,
+        raw_config=model.checkpoint.raw_config,
+        special_tokens=model.special_tokens,
+        num_mtp_layers=model.parameters.num_mtp_layers,
+        weights=weights,
+        formats=used_formats(recipe, model.graphs),
+        plan=model.graphs.plan,
+        graphs={role: GRAPH_FILES[role] for role in model.graphs.models},
+        files=files,
+        fidelity=fidelity,
+        notes=model.notes,
+    )
 
 
 def _write_manifest(manifest: Manifest, work: Path, bundle: Path) -> None:

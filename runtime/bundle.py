@@ -18,6 +18,7 @@ from shoal.graphs.errors import BundleError
 from shoal.graphs.graph_rules import check_graph
 from shoal.graphs.manifest import FileInfo, Manifest
 from shoal.graphs.manifest_reader import MAX_MANIFEST_BYTES, read_manifest
+from shoal.graphs.model_forms import model_form
 from shoal.runtime.machine.requirements import check_machine
 
 _READ_BYTES = 4 << 20
@@ -144,7 +145,7 @@ _CHANGED = "sha256 does not match the manifest: changed since the export; copy t
 
 def _manifest_bytes(root: Path, given: Path) -> bytes:
     if not (root / MANIFEST_FILE).exists():
-        is_checkpoint = (root / "config.json").exists()
+        is_checkpoint = model_form(root) == "folder"
         raise BundleError(
             f"{given}: expected {MANIFEST_FILE}, found "
             + (

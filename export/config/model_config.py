@@ -149,8 +149,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(
-            f"{path}: expected a checkpoint folder with {CONFIG_FILE}, found no such file; "
-            "give the folder that holds config.json and *.safetensors"
+            f"{path}: no such file; give the folder that holds config.json and *.safetensors"
         ) from exc
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}; check the path") from exc

@@ -87,6 +87,7 @@ def runs(folder: Path, gguf_file: Path, tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("runs")
     text = place / "text.txt"
     text.write_text(shipped_text()[:600], encoding="utf-8")
+    options = ["--text", str(text), "--window", "64", "--threads", "1"]
     with hub_stub({MODEL: folder}) as hub:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(place / "home")}
@@ -99,7 +100,8 @@ def runs(folder: Path, gguf_file: Path, tmp_path_factory: pytest.TempPathFactory
                 "dry run": ["export", name, "b", "--weights", "fp32", "--dry-run"],
                 "export": ["export", name, str(bundle), "--weights", "fp32"],
                 "verify": ["verify", str(bundle), "--checkpoint", name],
-                "eval": ["eval", name, "--text", str(text), "--window", "64", "--threads", "1"],
+                "eval": ["eval", name, *options],
+                "compare": ["eval", str(bundle), "--reference", name, *options],
             }
             argv = json.dumps([[*command, "--json"] for command in commands.values()])
             done = subprocess.run(
@@ -171,9 +173,19 @@ def test_eval_measures_the_same_of_every_form(runs: dict[str, Run], form: str) -
     assert found["perplexity"]["value"] > 1
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_can_be_what_a_bundle_is_compared_with(runs: dict[str, Run], form: str) -> None:
+    record = runs[form].records["compare"]
+    reference, bundle = record["models"]
+    (alone,) = runs[form].records["eval"]["models"]
+    assert record["reference"] == alone["name"]
+    assert reference == alone
+    assert bundle["agreement"]["same_top"]["value"] == 1
+
+
 def test_a_gguf_header_is_parsed_once_for_every_command(runs: dict[str, Run]) -> None:
     assert runs["gguf"].parsed == dict.fromkeys(runs["gguf"].parsed, 1)
-    assert len(runs["gguf"].parsed) == 5
+    assert len(runs["gguf"].parsed) == 6
 
 
 def test_headers_are_enough_to_inspect_and_for_a_dry_run(
