@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.runtime.engine.context import Context
     from shoal.runtime.evaluation.evaluate import evaluate
-    from shoal.runtime.model import Model, open_bundle
+    from shoal.runtime.model import Model
+    from shoal.runtime.opening import open_bundle
 
 __all__ = ["Context", "Model", "evaluate", "open_bundle"]
 
@@ -19,7 +20,7 @@ _HOMES = {
     "Context": "shoal.runtime.engine.context",
     "Model": "shoal.runtime.model",
     "evaluate": "shoal.runtime.evaluation.evaluate",
-    "open_bundle": "shoal.runtime.model",
+    "open_bundle": "shoal.runtime.opening",
 }
 
 

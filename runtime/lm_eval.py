@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from shoal.graphs.errors import InputError, ShoalError
 from shoal.runtime.evaluation.metrics import log_softmax
-from shoal.runtime.model import open_bundle
+from shoal.runtime.opening import open_bundle
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.graphs.cache_types import CACHE_TYPES, CacheType, cache_parts, graph_role
-from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.cache_types import CacheType, cache_parts, graph_role
 from shoal.graphs.manifest import Manifest, checksum
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.drafting.drafts import DRAFTER, Drafts
@@ -17,12 +16,10 @@ from shoal.runtime.engine.arrays import UnexpectedArrays
 from shoal.runtime.engine.batch import BatchStep
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.engine.context_file import damaged, read_context_file
-from shoal.runtime.engine.fit import choose_context, native_advice
 from shoal.runtime.engine.forward import Forward
 from shoal.runtime.engine.latent_cache import LatentCache
 from shoal.runtime.engine.layer_state import CacheLayout, LayerState
-from shoal.runtime.engine.need import bundle_need
-from shoal.runtime.engine.session import GraphSession, Kernels, SessionSettings, choose_settings
+from shoal.runtime.engine.session import GraphSession, SessionSettings
 from shoal.runtime.engine.step import FloatArray, Routing
 from shoal.runtime.engine.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.generate import GenerateOptions, Generation
@@ -31,57 +28,6 @@ from shoal.runtime.text.text_files import TextFiles
 
 if TYPE_CHECKING:
     from shoal.runtime.text.chat import Message
-
-
-def open_bundle(
-    path: str | Path,
-    *,
-    kernels: Kernels = "auto",
-    threads: int | None = None,
-    cache: CacheType = "float32",
-    max_context: int | None = None,
-    max_memory: int | None = None,
-) -> Model:
-    """Open a bundle for running.
-
-    Args:
-        path: the bundle folder.
-        kernels: "native", "portable", or "auto" for native kernels where they are installed.
-        threads: threads that compute; None for one per big core.
-        cache: type of the latent cache: "float32", "float16" or "int8".
-        max_context: tokens a context may hold; None for max_position_embeddings. More are
-            allowed, with a warning: the model has seen no such positions in training.
-        max_memory: bytes this process may allocate, beside the mapped weights. Without
-            ``max_context`` it limits the tokens a context may hold, for one context.
-
-    Raises:
-        BundleError: the bundle is damaged, incomplete or too new, or has no graphs for this type
-            of cache.
-        InputError: an option has an unknown value.
-        RuntimeFailure: there is not enough memory, which is found before anything is loaded, or
-            there are no native kernels.
-    """
-    settings = choose_settings(kernels, threads)
-    if cache not in CACHE_TYPES:
-        raise InputError(f"cache must be {', '.join(CACHE_TYPES)}, found {cache!r}")
-    bundle = Bundle.open(path)
-    if not bundle.manifest.is_quantized:  # no native kernel is offered for its ops
-        if kernels == "native":
-            raise RuntimeFailure(
-                f"{path}: native kernels need int8 weights, found fp32; use kernels auto or "
-                "portable, or export with --weights int8"
-            )
-        settings = dataclasses.replace(settings, kernels="portable", library=None)
-    need = bundle_need(bundle.manifest, settings.kernels, cache)
-    tokens = choose_context(
-        str(path),
-        need,
-        settings.threads,
-        max_context=max_context,
-        max_memory=max_memory,
-        advice=native_advice(bundle.manifest, settings.kernels, cache),
-    )
-    return Model(bundle, settings, cache, tokens, max_memory)
 
 
 class Model:

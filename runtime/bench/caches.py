@@ -15,7 +15,8 @@ from shoal.graphs.cache_types import CACHE_TYPES, graph_role
 from shoal.graphs.errors import InputError
 from shoal.graphs.fidelity import shipped_text
 from shoal.runtime.bench.timing import Say, say_nothing
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 
 SCORED_TOKENS = 128  # at each depth
 

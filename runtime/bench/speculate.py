@@ -18,7 +18,8 @@ import numpy as np
 
 from shoal.runtime.bench.timing import Say, say_nothing
 from shoal.runtime.generate import Generation
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 
 PROMPT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "

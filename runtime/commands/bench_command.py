@@ -22,7 +22,8 @@ from shoal.runtime.machine.bandwidth import measure_read_bandwidth
 from shoal.runtime.machine.board import read_condition
 from shoal.runtime.machine.memory import ResidentMemory, read_resident
 from shoal.runtime.machine.processor import read_cpu
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 
 
 def bench_command(args: argparse.Namespace) -> int:

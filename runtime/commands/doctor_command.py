@@ -138,7 +138,7 @@ def check_bundle(folder: Path, manifest: Manifest, found_warnings: list[str]) ->
         "weights": manifest.weights,
         "forms": [_form_report(manifest, form) for form in _forms(manifest)],
     }
-    from shoal.runtime.model import open_bundle  # the only part that loads onnxruntime
+    from shoal.runtime.opening import open_bundle  # the only part that loads onnxruntime
 
     started_s = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:

@@ -17,7 +17,8 @@ from shoal.runtime.console.report import progress_line, write_json
 from shoal.runtime.dialogue.answer import answer_report
 from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.dialogue.saved_dialogue import open_dialogue
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 from shoal.runtime.server.line_requests import LineRequests
 from shoal.runtime.server.loop import run_loop
 from shoal.runtime.units import format_bytes

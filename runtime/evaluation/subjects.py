@@ -19,7 +19,8 @@ from shoal.graphs.manifest import checksum
 from shoal.graphs.model_forms import is_checkpoint
 from shoal.runtime.engine.step import FloatArray
 from shoal.runtime.extras import load_for_checkpoint
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 from shoal.runtime.text.tokenizer import Tokenizer, tokenizer_files, tokenizer_of
 
 IntArray = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shoal.runtime.engine.session import Kernels
-from shoal.runtime.model import open_bundle
+from shoal.runtime.opening import open_bundle
 
 IDLE_S = 1.0
 MOST_CPU_S = 0.02

@@ -21,7 +21,7 @@ from shoal.runtime.engine.need import Form, Need, bundle_need
 from shoal.runtime.engine.session import Kernels
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.memory import Memory, ResidentMemory
-from shoal.runtime.model import open_bundle
+from shoal.runtime.opening import open_bundle
 
 MODEL = ModelInfo(
     model_type="deepseek_v3",
@@ -343,7 +343,7 @@ LIMITED = """
 import resource, sys
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.engine.need import bundle_need
-from shoal.runtime.model import open_bundle
+from shoal.runtime.opening import open_bundle
 from shoal.runtime.engine.session import Kernels
 from shoal.runtime.machine.system_files import PROC, read_text
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.model import Model, open_bundle
+from shoal.runtime.model import Model
+from shoal.runtime.opening import open_bundle
 from shoal.runtime.server import listener
 from shoal.runtime.server import loop as service
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES
