@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.export.family_cases import CASES, PUBLISHED
+from tests.export.family_cases import CASES, PUBLISHED, Case
 from tests.export.oracle import run, save
 from tests.tolerances import (
     BUNDLE_LOGITS,
@@ -52,7 +52,11 @@ class Exported:
 
 @pytest.fixture(scope="module", params=list(CASES))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
+    return export_case(CASES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def export_case(case: Case, folder: Path) -> Exported:
+    """Write a family's small model as its authors would, and export it."""
     oracle = case.make()
     checkpoint = save(oracle, folder / "checkpoint")
     if case.model_type is not None:
