@@ -97,3 +97,12 @@ def test_the_architecture_names_every_wing() -> None:
     packages = ("export", "graphs", "runtime")
     inner = {path.parent for name in packages for path in (ROOT / name).glob("*/__init__.py")}
     assert wings == {*packages, *(name_of(path) for path in inner)}
+
+
+def test_contributing_names_every_make_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    phony = re.search(r"^\.PHONY:(.+)$", makefile, re.MULTILINE)
+    assert phony is not None
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([a-z-]+)", page))
+    assert named == set(phony[1].split()) - {"help"}
