@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
 from shoal.graphs.errors import BundleError, InputError
+from shoal.runtime.text.template_budget import OverBudget
+from shoal.runtime.text.template_environment import BoundedEnvironment
 
 Message = Mapping[str, Any]
 """A message: {"role": "user", "content": "text"}; templates may read more keys."""
@@ -22,7 +16,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A template in a sandbox: it can read what it is given and nothing else.
+    """A template in a sandbox: it reads what it is given, and uses bounded time and memory.
 
     Args:
         source: Jinja source.
@@ -30,15 +24,16 @@ class ChatTemplate:
         where: file it came from, for messages.
 
     Raises:
-        BundleError: the source is not Jinja.
+        BundleError: the source is not Jinja, too long or too deep.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], where: str) -> None:
         self._special_tokens = dict(special_tokens)
         self._where = where
+        self._environment = BoundedEnvironment()
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+            self._template = self._environment.read(source)
+        except Exception as error:  # Jinja leaves some mistakes to Python's own compiler
             raise BundleError(
                 f"{where}: the chat template cannot be read ({_reason(error)}); re-export the "
                 "bundle from a checkpoint with a correct one"
@@ -52,71 +47,28 @@ class ChatTemplate:
             add_generation_prompt: whether to end with what begins the model's answer.
 
         Raises:
-            InputError: ``messages`` is empty, or the template refuses it.
+            InputError: ``messages`` is empty, or the template refuses it or takes too much.
         """
         checked = [_check_message(message) for message in _check_list(messages)]
+        variables = {
+            **self._special_tokens,
+            "messages": checked,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return self._template.render(
-                messages=checked,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            return self._environment.render(self._template, variables)
+        except OverBudget as error:
+            raise InputError(
+                f"{self._where}: the chat template {error}; shorten the conversation, or take the "
+                "bundle of a checkpoint whose template is simpler"
+            ) from error
         except Exception as error:  # a template can fail in any way an expression can
             raise InputError(
                 f"messages: the chat template refuses them ({_reason(error)}); check their roles, "
                 "order and contents"
             ) from error
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """Accepts ``{% generation %}``, which marks the model's words for training, as plain text."""
-
-    tags = {"generation"}  # noqa: RUF012  jinja2 declares it without ClassVar
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes for HTML.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    # Local time without a zone: what the templates were written for.
-    return datetime.datetime.now().strftime(pattern)
 
 
 def _check_list(messages: object) -> Sequence[object]:
