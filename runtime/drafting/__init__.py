@@ -1,1 +1,1 @@
-"""Self-speculative decoding: guessing tokens ahead, checking them, deciding when it pays."""
+"""Self-speculative decoding: guessing tokens, checking them, deciding when it pays."""

@@ -15,11 +15,11 @@ from typing import Protocol
 
 LONGEST_AUTO_DRAFT = 3
 """Drafts the automatic choice tries at most: a module trained for one draft guesses worse further
-on, and each one more makes every step dearer."""
+on, and each further draft makes every step more expensive."""
 
 _GAIN_TO_START = 1.06  # a smaller gain may be the noise of few measurements
 _GAIN_TO_STAY = 1.03
-_TIMES_KEPT = 15  # the median of so many rounds stands for a length: odd, old ones count no more
+_TIMES_KEPT = 15  # latest rounds of a length; their median is taken for its time
 _FORGET = 0.95  # what a round counts for the acceptance after the next one
 _WARM_UP_ROUNDS = 8
 _ROUNDS_PER_TRIAL = 3  # the first of which is not timed
@@ -38,7 +38,7 @@ class DraftPolicy(Protocol):
         ...
 
     def record(self, drafts: int, accepted: int, seconds: float, audit_s: float) -> None:
-        """Take note of a round; ``audit_s`` are seconds spent on top to compare it."""
+        """Record a round; ``audit_s`` are seconds spent on top to compare it."""
         ...
 
 
@@ -102,7 +102,7 @@ class AutoDraft:
             planned, left = self._plan
             self._plan = planned, max(0, left - 1)
             if drafts:
-                self._note_drafts(drafts, accepted, seconds + audit_s)
+                self._record_drafts(drafts, accepted, seconds + audit_s)
 
     def best(self) -> int:
         """The number of drafts that decides the most tokens per second, as far as is known."""
@@ -113,7 +113,7 @@ class AutoDraft:
             return 0
         return drafts
 
-    def _note_drafts(self, drafts: int, accepted: int, seconds: float) -> None:
+    def _record_drafts(self, drafts: int, accepted: int, seconds: float) -> None:
         for index in range(min(accepted + 1, drafts)):
             self._hits[index] = _FORGET * self._hits[index] + (index < accepted)
             self._trials[index] = _FORGET * self._trials[index] + 1

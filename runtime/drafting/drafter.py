@@ -23,8 +23,9 @@ import numpy.typing as npt
 from shoal.graphs.manifest import ModelInfo
 from shoal.runtime.engine.arrays import (
     Arrays,
-    UnexpectedArrays,
-    is_below,
+    Form,
+    require_arrays,
+    require_below,
     row_count,
     take_arrays,
 )
@@ -161,25 +162,22 @@ class Drafter:
         Raises:
             UnexpectedArrays: it is no such state.
         """
-        rows, waiting, recent = (
-            row_count(state, name) for name in ("rows", "waiting", "recent_hidden")
-        )
-        width, cache_rows = self._info.hidden_size, dict(state)
+        cache_rows = dict(state)
         own = take_arrays(
-            cache_rows,
-            {
-                "rows": ("int64", (rows, 2)),
-                "waiting": ("int64", (waiting, 2)),
-                "waiting_hidden": ("float32", (waiting, width)),
-                "recent": ("int64", (1,)),
-                "recent_hidden": ("float32", (recent, width)),
-            },
+            cache_rows, "rows", "waiting", "waiting_hidden", "recent", "recent_hidden"
         )
         self.cache.restore(cache_rows)
+        waiting, width = row_count(own, "waiting"), self._info.hidden_size
+        forms: dict[str, Form] = {
+            "rows": ("int64", (self.cache.length, 2)),
+            "waiting": ("int64", (waiting, 2)),
+            "waiting_hidden": ("float32", (waiting, width)),
+            "recent": ("int64", (1,)),
+            "recent_hidden": ("float32", (row_count(own, "recent_hidden"), width)),
+        }
+        require_arrays(own, forms)
         known = np.concatenate([own["rows"], own["waiting"]])
-        limits = self.cache.layout.max_length, self._info.vocab_size
-        if self.cache.length != rows or not is_below(known, limits):
-            raise UnexpectedArrays("rows, waiting")
+        require_below(known, (self.cache.layout.max_length, self._info.vocab_size))
         self._rows = [(position, token) for position, token in own["rows"].tolist()]
         pairs = zip(own["waiting"].tolist(), own["waiting_hidden"], strict=True)
         self._waiting = [_Row(position, token, hidden) for (position, token), hidden in pairs]

@@ -24,15 +24,9 @@ def row_count(arrays: Arrays, name: str) -> int:
     return len(array) if array.ndim else 0
 
 
-def take_arrays(arrays: dict[str, npt.NDArray[Any]], forms: Mapping[str, Form]) -> Arrays:
-    """Take these arrays out of ``arrays``.
-
-    Raises:
-        UnexpectedArrays: one is missing or has another form.
-    """
-    taken = {name: arrays.pop(name) for name in forms if name in arrays}
-    require_arrays(taken, forms)
-    return taken
+def take_arrays(arrays: dict[str, npt.NDArray[Any]], *names: str) -> Arrays:
+    """Take those of these names out of ``arrays`` that are there."""
+    return {name: arrays.pop(name) for name in names if name in arrays}
 
 
 def require_arrays(arrays: Arrays, forms: Mapping[str, Form]) -> None:
@@ -47,6 +41,11 @@ def require_arrays(arrays: Arrays, forms: Mapping[str, Form]) -> None:
         raise UnexpectedArrays(", ".join(wrong))
 
 
-def is_below(array: npt.NDArray[Any], limits: int | tuple[int, ...]) -> bool:
-    """Whether all values are in 0..limit-1; each column may have a limit of its own."""
-    return bool(((array >= 0) & (array < limits)).all())
+def require_below(array: npt.NDArray[Any], limits: int | tuple[int, ...]) -> None:
+    """Check that all values are in 0..limit-1; each column may have a limit of its own.
+
+    Raises:
+        UnexpectedArrays: they are not.
+    """
+    if not ((array >= 0) & (array < limits)).all():
+        raise UnexpectedArrays(f"values outside 0..{limits}")

@@ -15,13 +15,7 @@ import numpy as np
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.manifest import ModelInfo
-from shoal.runtime.engine.arrays import (
-    Arrays,
-    UnexpectedArrays,
-    is_below,
-    row_count,
-    take_arrays,
-)
+from shoal.runtime.engine.arrays import Arrays, require_arrays, require_below, take_arrays
 from shoal.runtime.engine.context_file import write_context_file
 from shoal.runtime.engine.forward import Forward
 from shoal.runtime.engine.layer_state import LayerState, too_long
@@ -33,7 +27,7 @@ from shoal.runtime.engine.token_ids import TokenIds, check_tokens
 PrefillProgress = Callable[[int, int], None]
 """Called with tokens done and tokens in all."""
 
-_NOBODY = Observers()
+_NO_OBSERVERS = Observers()
 
 
 class Context:
@@ -178,7 +172,7 @@ class Context:
     def offer(self, chunk: Chunk) -> None:
         """Hold tokens to ``adopt`` that another graph than the decoder's has computed.
 
-        That is for steps of several contexts: nobody else is inside (``alone``), there is room
+        For steps of several contexts: other threads are kept out (``alone``), there is room
         (``reserve``), and the graph has written to the layer state behind the position.
 
         Args:
@@ -272,17 +266,18 @@ class Context:
             InputError: more tokens than the model can read.
             UnexpectedArrays: they are not those of such a context.
         """
-        rows = self._observers.restore(arrays)
-        count, width = row_count(rows, "tokens"), self._info.hidden_size
-        forms = {"tokens": ("int64", (count,)), "last_hidden": ("float32", (width,))}
-        own = take_arrays(rows, forms)
-        tokens = own["tokens"]
+        rows = dict(arrays)
+        states = self._observers.take_states(rows)
+        own = take_arrays(rows, "tokens", "last_hidden")
         self.layer_state.restore(rows)
-        if self.position != count or not is_below(tokens, self._info.vocab_size):
-            raise UnexpectedArrays("tokens")
+        count, width = self.position, self._info.hidden_size
+        forms = {"tokens": ("int64", (count,)), "last_hidden": ("float32", (width,))}
+        require_arrays(own, forms)
+        require_below(own["tokens"], self._info.vocab_size)
         if count > self.max_length:
             raise too_long(count, self.max_length)
-        self._tokens = tokens.tolist()
+        self._observers.restore(states)
+        self._tokens = own["tokens"].tolist()
         self.last_hidden = own["last_hidden"]
 
     @one_thread
@@ -307,7 +302,8 @@ class Context:
             InputError: the context cannot hold so many.
             RuntimeFailure: not enough memory.
         """
-        self._make_room(length)
+        self._peeked = NO_TOKENS  # growing leaves behind what does not count
+        self.layer_state.reserve(length)
 
     @one_thread
     def switch_to(self, ids: TokenIds, *, progress: PrefillProgress | None = None) -> FloatArray:
@@ -332,19 +328,16 @@ class Context:
         shorter = min(len(self._tokens), len(tokens))
         return next((i for i in range(shorter) if self._tokens[i] != tokens[i]), shorter)
 
-    def _make_room(self, length: int) -> None:
-        self._peeked = NO_TOKENS  # growing leaves behind what does not count
-        self.layer_state.reserve(length)
-
     def _run(
         self,
         tokens: list[int],
         outputs: StepOutputs,
-        observers: Observers = _NOBODY,
+        observers: Observers = _NO_OBSERVERS,
         progress: PrefillProgress | None = None,
     ) -> None:
         """Run tokens from the position on; neither position nor tokens change."""
-        self._make_room(self.position + len(tokens))
+        self._peeked = NO_TOKENS
+        self.layer_state.reserve(self.position + len(tokens))
         routing = self.wants_routing
         try:
             for chunk in self._forward.run(tokens, outputs, self.layer_state, routing=routing):

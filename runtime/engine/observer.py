@@ -19,6 +19,7 @@ What an observer may rely on:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -113,15 +114,20 @@ class Observers:
             for part, array in observer.state().items()
         }
 
-    def restore(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Give each what ``state`` returned of it. Returns the arrays that are of no observer.
+    def take_states(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Arrays]:
+        """Take what ``state`` returned out of ``arrays``. Returns the states by observer."""
+        states: dict[str, Arrays] = {}
+        for name in self._by_name:
+            prefix = f"{name}."
+            parts = [each for each in arrays if each.startswith(prefix)]
+            states[name] = {each.removeprefix(prefix): arrays.pop(each) for each in parts}
+        return states
+
+    def restore(self, states: Mapping[str, Arrays]) -> None:
+        """Give each its state.
 
         Raises:
-            UnexpectedArrays: they are no such states.
+            UnexpectedArrays: one is no such state.
         """
-        left = dict(arrays)
-        for name, observer in self._by_name.items():
-            prefix = f"{name}."
-            names = [each for each in left if each.startswith(prefix)]
-            observer.restore({each.removeprefix(prefix): left.pop(each) for each in names})
-        return left
+        for name, state in states.items():
+            self._by_name[name].restore(state)

@@ -250,6 +250,6 @@ def _is_memory_error(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """The message of onnxruntime in one line, without its error code."""
-    text = " ".join(str(error).split())
-    text = text.rpartition("[ONNXRuntimeError] : ")[2]
-    return text if len(text) <= 300 else text[:297] + "..."
+    message = " ".join(str(error).split())
+    message = message.rpartition("[ONNXRuntimeError] : ")[2]
+    return message if len(message) <= 300 else message[:297] + "..."

@@ -34,7 +34,7 @@ class Memory:
 class ResidentMemory:
     """Memory of this process that is in RAM now."""
 
-    anonymous_bytes: int  # heap: nobody else can use it
+    anonymous_bytes: int  # heap: no other process can use it
     file_bytes: int  # mapped files: shared between processes, dropped when memory is short
 
 

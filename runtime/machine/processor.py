@@ -41,11 +41,11 @@ def read_cpu(proc: Path = PROC, cgroups: Path = CGROUPS, cpus: Path = CPUS) -> C
         cgroups: where the control groups are mounted.
         cpus: sysfs folder of the processors.
     """
-    text = read_text(proc / "cpuinfo")
+    cpuinfo = read_text(proc / "cpuinfo")
     flags: set[str] = set()
-    for found in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE):
+    for found in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE):
         flags.update(found.split())
-    model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     usable = usable_cpus()
     cores = physical_cores(usable, cpus)
     return Cpu(

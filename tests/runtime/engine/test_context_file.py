@@ -124,6 +124,31 @@ def test_tokens_outside_the_vocabulary_are_refused(model, saved, tmp_path):
         model.load_context(tmp_path / "a.ctx")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda drafter: drafter._rows.__setitem__(3, (-1, 5)),
+        lambda drafter: drafter._rows.__setitem__(3, (3, 4096)),
+        lambda drafter: drafter._rows.__setitem__(3, (1 << 40, 5)),
+        lambda drafter: drafter._rows.pop(),
+        lambda drafter: setattr(drafter, "_recent_TD", drafter._recent_TD[:, 1:]),
+        lambda drafter: setattr(drafter, "state", lambda: {"rows": np.zeros((0, 2), np.int64)}),
+    ],
+)
+def test_a_state_that_no_drafter_can_have_is_refused(model, saved, tmp_path, change):
+    context = model.load_context(saved)
+    change(model.drafts.start(context))
+    context.save(tmp_path / "a.ctx")
+    with pytest.raises(InputError, match="damaged"):
+        model.load_context(tmp_path / "a.ctx")
+
+
+def test_a_context_with_drafts_that_is_too_long_is_refused_as_such(model, saved, int8_bundle):
+    short = open_bundle(int8_bundle, threads=1, max_context=20)
+    with pytest.raises(InputError, match="55 tokens are more than the model's 20"):
+        short.load_context(saved)
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_changed_byte_and_any_other_length_is_refused(model, saved, data):
