@@ -44,20 +44,20 @@ KERNEL_TESTS = (
 )
 # Whatever opens, refuses and keeps files. Not test_fit.py: qemu does not pass memory limits on.
 FILE_TESTS = tuple(
-    f"tests/runtime/test_{name}.py"
+    f"tests/runtime/{name}.py"
     for name in (
-        "bundle",
-        "context_file",
-        "context_pool",
-        "cores",
-        "latent_cache",
-        "memory",
-        "model",
-        "pack",
-        "privacy",
-        "requirements",
-        "session",
-        "tokenizer",
+        "test_bundle",
+        "engine/test_context_file",
+        "test_context_pool",
+        "machine/test_cores",
+        "engine/test_latent_cache",
+        "machine/test_memory",
+        "test_model",
+        "packing/test_pack",
+        "test_privacy",
+        "machine/test_requirements",
+        "engine/test_session",
+        "text/test_tokenizer",
     )
 )
 # Whatever computes.
