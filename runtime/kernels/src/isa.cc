@@ -61,7 +61,7 @@ bool has_dotprod() {
 #endif
 }
 
-bool has_i8mm() {
+[[maybe_unused]] bool has_i8mm() {
 #if defined(__linux__)
   return has_dotprod() && (getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0;
 #else
@@ -84,7 +84,9 @@ std::vector<const Isa*> available() {
 #if defined(SHOAL_HAS_I8MM)
   if (has_i8mm()) found.push_back(&kI8mmIsa);
 #endif
+#if defined(SHOAL_HAS_DOTPROD)
   if (has_dotprod()) found.push_back(&kDotprodIsa);
+#endif
   found.push_back(&kNeonIsa);
 #endif
   found.push_back(&kPortableIsa);

@@ -17,7 +17,11 @@
 #if defined(__x86_64__) && SHOAL_COMPILER_IS(11, 12)
 #define SHOAL_HAS_AVXVNNI
 #endif
-#if defined(__aarch64__) && SHOAL_COMPILER_IS(10, 12)
+// Before 16, clang's arm_neon.h hides what the whole file is not compiled for.
+#if defined(__aarch64__) && SHOAL_COMPILER_IS(8, 16)
+#define SHOAL_HAS_DOTPROD
+#endif
+#if defined(__aarch64__) && SHOAL_COMPILER_IS(10, 16)
 #define SHOAL_HAS_I8MM
 #endif
 

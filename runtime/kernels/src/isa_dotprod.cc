@@ -1,8 +1,8 @@
 // The inner loops for NEON with dot products of bytes (ARMv8.2 and newer).
-#if defined(__aarch64__)
-#include <arm_neon.h>
-
 #include "inl_includes.h"
+
+#if defined(SHOAL_HAS_DOTPROD)
+#include <arm_neon.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
