@@ -69,6 +69,7 @@ _PLAIN_OPS = {
     "ReduceMax": _PlainOp((1, 2), attributes=("keepdims", "noop_with_empty_axes")),
     "ReduceSum": _PlainOp((1, 2), attributes=("keepdims", "noop_with_empty_axes")),
     "Reshape": _PlainOp((2,), attributes=("allowzero",)),
+    "Shape": _PlainOp((1,), attributes=("start", "end")),  # exports with onnxscript before 0.7.2
     "Sigmoid": _PlainOp((1,)),
     "Sin": _PlainOp((1,)),
     "Slice": _PlainOp((5,)),
