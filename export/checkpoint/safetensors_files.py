@@ -23,6 +23,7 @@ from shoal.export.checkpoint.fp8 import FP8_DTYPE, apply_scales, scale_name
 from shoal.export.checkpoint.stored_tensors import TensorHeader, problems_message
 from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.input_files import open_regular
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -208,7 +209,7 @@ def _read_header(path: Path, problems: list[str]) -> dict[str, TensorHeader]:
     """Headers of one safetensors file; what is wrong with it is added to ``problems``."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 problems.append(f"{path.name}: truncated or not safetensors ({size} bytes)")

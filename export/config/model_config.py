@@ -7,7 +7,6 @@ refused by name: a wrong model that runs is worse than an error.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from shoal.export.config.reader import read_fields
 from shoal.export.config.rope_scaling import LongRopeScaling, YarnScaling
 from shoal.graphs.errors import ConfigError
+from shoal.graphs.input_files import read_json
 
 CONFIG_FILE = "config.json"
 
@@ -146,7 +146,7 @@ def load_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError as exc:
         raise ConfigError(
             f"{path}: no such file; give the folder that holds config.json and *.safetensors"

@@ -15,6 +15,7 @@ from shoal.export.fidelity.calibration import CalibrationText
 from shoal.export.tokenizer.files import TOKENIZER_FILE, read_tokenizer
 from shoal.graphs.errors import CheckpointError, ExportError
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, shipped_text
+from shoal.graphs.input_files import TextError, read_text
 from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS, Recipe
 
 WINDOW = 512
@@ -117,7 +118,7 @@ def fidelity_windows(
 
     Args:
         tokenizer: of the model.
-        text: a UTF-8 text file; None takes the text shipped with shoal.
+        text: a UTF-8 text file or pipe; None takes the text shipped with shoal.
         num_tokens: how many tokens to use at most.
         window: longest window.
         option: what named the text, for errors.
@@ -130,11 +131,10 @@ def fidelity_windows(
     """
     name = "shipped" if text is None else text.name
     try:
-        content = shipped_text() if text is None else text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        content = shipped_text() if text is None else read_text(text)
+    except TextError as error:
         raise ExportError(
-            f"{text}: cannot be read as UTF-8 text ({reason}); choose another {option}"
+            f"{text}: cannot be read as UTF-8 text ({error}); choose another {option}"
         ) from error
     ids = tokenizer.encode(content, add_special_tokens=False).ids
     prefix = tokenizer.encode("", add_special_tokens=True).ids[:1]  # the begin token, if it has one

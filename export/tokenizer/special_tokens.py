@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.input_files import read_json
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -59,7 +59,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: expected JSON, found: {error}; download it again"

@@ -9,6 +9,7 @@ from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes
+from shoal.graphs.input_files import LONGEST_TEXT, decode_text, strip_mark
 from shoal.runtime.commands.answer_output import AnswerOutput, write_speed
 from shoal.runtime.commands.interactive import run_dialogue
 from shoal.runtime.commands.option_values import machine_options, sampling_options
@@ -71,18 +72,26 @@ def read_prompt(prompt: str | None) -> str:
     """The prompt from the command line or, without one, all of stdin less its last line break.
 
     Raises:
-        InputError: the prompt is empty or is not UTF-8 text.
+        InputError: the prompt is empty, too long or not UTF-8 text.
     """
+    where = "stdin" if prompt is None else "--prompt"
     try:
-        text = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+        text = _read_stdin().removesuffix("\n") if prompt is None else strip_mark(prompt)
         text.encode()
     except UnicodeError as error:
-        where = "stdin" if prompt is None else "--prompt"
         raise InputError(f"{where}: expected UTF-8 text, found other bytes; convert it") from error
     if not text:
-        where = "stdin" if prompt is None else "--prompt"
         raise InputError(f"{where}: expected a prompt, found nothing; give --prompt TEXT")
     return text
+
+
+def _read_stdin() -> str:
+    content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+    if len(content) > LONGEST_TEXT:
+        raise InputError(
+            f"stdin: expected a prompt of at most {LONGEST_TEXT} bytes, found more; shorten it"
+        )
+    return decode_text(content).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def wants_chat(args: argparse.Namespace, model: Model) -> bool:

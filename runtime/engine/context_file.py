@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from shoal.graphs.cache_types import CacheType
 from shoal.graphs.errors import InputError, RuntimeFailure
+from shoal.graphs.input_files import open_regular
 from shoal.runtime.atomic_file import atomic_file
 from shoal.runtime.engine.arrays import Arrays
 
@@ -84,7 +85,7 @@ def read_context_file(path: Path, *, bundle: str, cache_type: CacheType) -> Cont
         RuntimeFailure: not enough memory.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _read(file, path, bundle, cache_type)
     except OSError as error:
         raise InputError(

@@ -1,26 +1,26 @@
 """Text files to documents: plain text, or JSON lines with a "text" each, either compressed or not.
 
-Files are read in pieces, so that one much larger than memory can be evaluated.
+Texts are read in pieces, so that one much larger than memory can be evaluated.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.fidelity import shipped_text
+from shoal.graphs.input_files import TextError, open_text
 
 SHIPPED = "shipped"
 """Name of the text that comes with shoal."""
 
 _PIECE_CHARACTERS = 1 << 20
+_LONGEST_LINE = 16 << 20  # characters of a line in JSON
 
 Document = Iterator[str]
 """The pieces of a text whose words belong together, each cut at the end of a line."""
@@ -46,33 +46,20 @@ def read_documents(path: Path | None) -> Iterator[Document]:
 
 @contextmanager
 def reading_text(path: Path, what: str) -> Iterator[IO[str]]:
-    """Open a UTF-8 text file, compressed or not, as its name says.
+    """Open a UTF-8 text, compressed or not, as its name says.
 
     Args:
-        path: the file.
+        path: the file or pipe.
         what: what it holds, for messages.
 
     Raises:
         InputError: it cannot be opened, or reading it in the block fails.
     """
     try:
-        with _open(path) as file:
+        with open_text(path) as file:
             yield file
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected UTF-8 text, found other bytes ({error.reason}); convert it"
-        ) from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: the {what} cannot be read ({reason}); check the path") from error
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+    except TextError as error:
+        raise InputError(f"{path}: the {what} cannot be read ({error}); check the path") from error
 
 
 def json_lines(file: IO[str], path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -81,10 +68,15 @@ def json_lines(file: IO[str], path: Path) -> Iterator[tuple[str, dict[str, objec
     Raises:
         InputError: a line is no JSON object.
     """
-    for number, line in enumerate(file, 1):
+    for number in count(1):
+        line = file.readline(_LONGEST_LINE)
+        if not line:
+            return
         if not line.strip():
             continue
         where = f"{path}, line {number}"
+        if len(line) == _LONGEST_LINE:
+            raise InputError(f"{where}: expected a line of fewer than {_LONGEST_LINE} characters")
         try:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -106,7 +98,7 @@ def _json_texts(path: Path) -> Iterator[str]:
 def _pieces(path: Path) -> Iterator[str]:
     with reading_text(path, "text") as file:
         while piece := file.read(_PIECE_CHARACTERS):
-            yield piece + file.readline()
+            yield piece + file.readline(_PIECE_CHARACTERS)
 
 
 def _kind(path: Path) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal.graphs.errors import InputError, RuntimeFailure, ShoalError
+from shoal.graphs.input_files import decode_text
 from shoal.runtime.dialogue.answer import Answer, Write, answer_report, stream_answer
 from shoal.runtime.dialogue.dialogue import Dialogue, first_messages
 from shoal.runtime.generate import Generation
@@ -144,7 +145,7 @@ def _decode(line: bytes | None) -> str:
             f"line: expected at most {LONGEST_LINE_BYTES} bytes, found more; send a shorter prompt"
         )
     try:
-        text = line.decode()
+        text = decode_text(line)
     except UnicodeError as error:
         raise InputError("line: expected UTF-8 text, found other bytes; convert it") from error
     if not text.strip():

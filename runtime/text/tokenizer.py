@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import BundleError, InputError
+from shoal.graphs.input_files import LONGEST_CONFIG, decode_text, read_bytes
 
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -147,7 +148,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         BundleError: there is none in it.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, LONGEST_CONFIG)
     except OSError as error:
         raise _no_object(path) from error
     return parse_json_object(content, path)
@@ -160,7 +161,7 @@ def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
         BundleError: there is none in it.
     """
     try:
-        found = json.loads(content.decode("utf-8"))
+        found = json.loads(decode_text(content))
     except (ValueError, RecursionError) as error:
         raise _no_object(path) from error
     if not isinstance(found, dict):
@@ -200,9 +201,10 @@ def find_template(
     """
     if template_file is not None:
         try:
-            return template_file.read_text(encoding="utf-8"), str(template_file)
+            source = decode_text(read_bytes(template_file, LONGEST_CONFIG))
         except (OSError, ValueError) as error:
             raise BundleError(f"{template_file}: expected text; re-export the bundle") from error
+        return source, str(template_file)
     where = "tokenizer_config.json: chat_template"
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):

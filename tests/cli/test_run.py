@@ -80,9 +80,25 @@ def test_prompt_is_read_from_a_pipe(
     assert capsys.readouterr().out == "owt\neno\n"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(
+    base_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfone\r\ntwo"), encoding="utf-8")
+    )
+    assert main(["run", "b"]) == 0
+    assert capsys.readouterr().out == "owt\neno\n"
+    assert main(["run", "b", "--prompt", "\ufeffabc"]) == 0
+    assert capsys.readouterr().out == "cba\n"
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
+        (
+            b"x" * ((16 << 20) + 1),
+            "error: stdin: expected a prompt of at most 16777216 bytes, found more; shorten it\n",
+        ),
         (b"", "error: stdin: expected a prompt, found nothing; give --prompt TEXT\n"),
         (b"\xff\xfe", "error: stdin: expected UTF-8 text, found other bytes; convert it\n"),
     ],

@@ -76,6 +76,9 @@ def test_plain_and_compressed_files_are_the_same_text(tokenizer: Tokenizer, tmp_
         written(tmp_path / "c.jsonl", line + "\n"),
         written(tmp_path / "d.jsonl.xz", lzma.compress(line.encode())),
         written(tmp_path / "e.jsonl.gz", gzip.compress(line.encode())),
+        written(tmp_path / "f.txt", b"\xef\xbb\xbf" + text.encode()),
+        written(tmp_path / "g.jsonl", b"\xef\xbb\xbf" + line.encode()),
+        written(tmp_path / "h.txt.gz", gzip.compress(b"\xef\xbb\xbf" + text.encode())),
     ]
     assert len({cut_windows([path], tokenizer, 32, None).sha256 for path in paths}) == 1
     both = cut_windows(paths[:2], tokenizer, 32, None)
@@ -119,6 +122,7 @@ BAD = {
     "e.jsonl": (b"[1]\n", "e.jsonl, line 1: expected a JSON object, found list"),
     "f.txt.xz": (lzma.compress(b"text " * 999)[:40], "the text cannot be read"),
     "g.txt.xz": (b"no xz at all", "the text cannot be read"),
+    "k.jsonl": (b'{"text": "' + b"x" * (16 << 20), "expected a line of fewer than 16777216"),
     "h.jsonl": (b"\n\n", "expected text of at least 2 tokens"),
 }
 

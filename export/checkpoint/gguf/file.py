@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.input_files import open_regular
 
 TYPES = {0: "F32", 1: "F16", 8: "Q8_0", 30: "BF16"}
 """Types of tensors that can be read; Q8_0 is one float16 scale and 32 int8 values after another."""
@@ -106,7 +107,7 @@ def _parts(path: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
             cursor = _Cursor(data)
             return _read_header(path, cursor)
     except OSError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shoal.export.config.model_config import ModelConfig, load_config
+from shoal.export.tokenizer.special_tokens import generation_config
 from shoal.graphs.errors import ConfigError
 
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3"
@@ -214,6 +216,21 @@ def test_a_damaged_config_file_is_one_clear_line(
 ) -> None:
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match=expected):
+        load_config(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_checkpoints_configs(tmp_path: Path) -> None:
+    for name in ("config.json", "generation_config.json"):
+        content = (TINY / name).read_bytes()
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+    assert load_config(tmp_path)[0] == load_config(TINY)[0]
+    marked, plain = generation_config(tmp_path)[1], generation_config(TINY)[1]
+    assert marked == plain != {}
+
+
+def test_a_config_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="expected a regular file"):
         load_config(tmp_path)
 
 

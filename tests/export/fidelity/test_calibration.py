@@ -10,7 +10,9 @@ import torch
 from tests.export.oracle import make_v3, save
 
 from shoal.export.fidelity.calibration import round_with_inputs
+from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.pipeline import export_bundle
+from shoal.export.tokenizer.files import read_tokenizer
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.errors import ExportError, ShoalError
 from shoal.graphs.manifest_reader import read_manifest
@@ -101,6 +103,15 @@ def test_what_cannot_be_calibrated_on_is_refused(
             **{"weights": "int4-experts", **options},  # type: ignore[arg-type]
         )
     assert not (tmp_path / "b").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text_to_measure_on(tmp_path: Path) -> None:
+    tokenizer = read_tokenizer((TINY / "tokenizer.json").read_bytes(), TINY / "tokenizer.json")
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_bytes(TEXT.encode())
+    marked.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    (_, expected), (_, found) = (fidelity_windows(tokenizer, text, 100) for text in (plain, marked))
+    assert found.tolist() == expected.tolist()
 
 
 def test_a_calibrated_export_is_repeated_and_continued_to_the_byte(tmp_path: Path) -> None:

@@ -173,6 +173,14 @@ def test_a_line_that_cannot_be_answered_gets_an_error_and_the_next_an_answer(
         assert ask(client, PROMPT.encode()) == continued(model, PROMPT)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_json_line(in_json: Running, model: Model) -> None:
+    request = {"prompt": PROMPT, "max_new_tokens": 3}
+    with in_json.connect() as client:
+        client.sendall(b"\xef\xbb\xbf" + json.dumps(request).encode() + b"\n")
+        reply = json.loads(read_until(client, b"\n"))
+        assert reply["text"] == continued(model, PROMPT, 3)
+
+
 def test_json_requests_set_options_and_get_their_id_back(in_json: Running, model: Model) -> None:
     with in_json.connect() as client:
         reply = ask_json(client, {"id": "a7", "prompt": PROMPT, "max_new_tokens": 3})
@@ -349,7 +357,7 @@ def run_lines(*arguments: str, lines: bytes) -> subprocess.CompletedProcess[byte
 
 def test_lines_of_stdin_are_answered_until_it_ends(int8_bundle: Path, model: Model) -> None:
     long = b"x" * (LONGEST_LINE_BYTES + 5)
-    lines = PROMPT.encode() + b"\n" + long + b"\nAnd God said"
+    lines = b"\xef\xbb\xbf" + PROMPT.encode() + b"\n" + long + b"\nAnd God said"
     done = run_lines(str(int8_bundle), "--loop", "--max-new-tokens", "5", lines=lines)
     first, second, third, rest = done.stdout.decode().split("\n\0")
     assert (first, third) == (continued(model, PROMPT), continued(model, "And God said"))
