@@ -16,6 +16,7 @@ numpy at most, no onnx.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -213,12 +214,13 @@ def _is_in_place(tensor: Tensor, info: TensorInfo | None) -> bool:
         return False
     is_packed = info.dtype == "uint4"
     shape = (*info.shape[:-1], info.shape[-1] // 2) if is_packed else info.shape
-    return (
-        tensor.external
-        == {"location": WEIGHTS_FILE, "offset": str(info.offset), "length": str(info.size)}
-        and tensor.data_type == (FLOAT if info.dtype == "float32" else UINT8)
-        and tensor.dims == shape
-    )
+    place = {"location": WEIGHTS_FILE, "offset": str(info.offset), "length": str(info.size)}
+    data_type = FLOAT if info.dtype == "float32" else UINT8
+    if tensor.external != place or tensor.data_type != data_type:
+        return False
+    # A head that shares the embedding reads its rows in blocks.
+    is_in_blocks = tensor.name == str(EMBEDDING) and tensor.dims[:1] == shape[:1]
+    return tensor.dims == shape or (is_in_blocks and math.prod(tensor.dims) == math.prod(shape))
 
 
 def _shown(name: str) -> str:
