@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tiktoken
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tests.export.oracle import make_v3, save
 from tokenizers import Tokenizer
@@ -255,6 +255,8 @@ def test_a_bundle_of_such_a_checkpoint_speaks_and_is_verified(
 def test_a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece(
     minicpm: tuple[Any, Tokenizer], text: str
 ) -> None:
+    # SentencePiece takes the name of a control token for any text, the model for the token.
+    assume(not any(token in text for token in ("<s>", "</s>", "<|im_end|>")))
     original, converted = minicpm
     expected = original.encode(text)
     assert converted.encode(text, add_special_tokens=False).ids == expected
