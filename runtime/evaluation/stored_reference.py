@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 
 from shoal.graphs.errors import InputError
+from shoal.graphs.input_files import open_regular
 from shoal.runtime.evaluation.metrics import TOP, DoubleArray, IntArray, PartRows
 from shoal.runtime.evaluation.reference_file import LARGEST_REST, MAGIC, STEPS_PER_NAT
 from shoal.runtime.evaluation.reference_header import (
@@ -75,7 +76,7 @@ class StoredReference:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with _regular_file(path) as file:
+            with open_regular(path) as file:
                 self.header, self._first = _read_header(file, path)
                 _check_digest(file, path)
         except OSError as error:
@@ -131,7 +132,7 @@ class StoredReference:
         Raises:
             InputError: a value that no model predicts, or too few or too many bytes.
         """
-        with _regular_file(self.path) as file:
+        with open_regular(self.path) as file:
             file.seek(self._first)
             for length in self.header.windows:
                 yield self._window(file, length)
@@ -252,10 +253,3 @@ def _check_digest(file: IO[bytes], path: Path) -> None:
         left -= len(block)
     if file.read() != digest.digest():
         raise damaged(path)
-
-
-def _regular_file(path: Path) -> IO[bytes]:
-    """The opened file, which cannot be a pipe that never ends."""
-    if not path.is_file():
-        raise InputError(f"{path}: expected a stored reference, found no regular file")
-    return path.open("rb")
