@@ -32,6 +32,16 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         help=f"models to evaluate: bundle folders or checkpoints, each of them {CHECKPOINT_FORMS}",
     )
+    _add_text_options(verb)
+    _add_comparison_options(verb)
+    verb.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write a page with tables and plots"
+    )
+    add_hub_options(verb)
+    add_machine_options(verb)
+
+
+def _add_text_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--text",
         metavar="FILE",
@@ -51,6 +61,9 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--tokens", type=positive_int, metavar="N", help="use at most N tokens of text"
     )
+
+
+def _add_comparison_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--reference",
         metavar="MODEL",
@@ -80,8 +93,3 @@ def add_eval_options(verb: argparse.ArgumentParser) -> None:
         help="compare N greedily decoded tokens after the beginnings of 8 windows (default: 0, "
         "none)",
     )
-    verb.add_argument(
-        "--html", metavar="FILE", type=Path, help="also write a page with tables and plots"
-    )
-    add_hub_options(verb)
-    add_machine_options(verb)

@@ -32,6 +32,13 @@ def add_export_options(verb: argparse.ArgumentParser) -> None:
 def add_bundle_options(verb: argparse.ArgumentParser) -> None:
     """Add all that ``shoal export`` takes beside the checkpoint; optimum-cli takes it too."""
     verb.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder to create")
+    _add_weight_options(verb)
+    _add_writing_options(verb)
+    _add_text_options(verb)
+    add_hub_options(verb)
+
+
+def _add_weight_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--weights",
         choices=WEIGHT_CHOICES,
@@ -48,6 +55,9 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         help="number of 8-bit weights that share one scale: 16, 32, 64, 128 or 256; smaller blocks "
         "are more exact and take more room (default: the recipe's)",
     )
+
+
+def _add_writing_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--force", action="store_true", help="replace an existing bundle")
     verb.add_argument(
         "--resume",
@@ -61,6 +71,9 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         help="check the checkpoint and say what would be written and what running it will need; "
         "write nothing",
     )
+
+
+def _add_text_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--fidelity-text",
         metavar="FILE",
@@ -95,4 +108,3 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="skip the comparison: faster, but the accuracy loss is not measured",
     )
-    add_hub_options(verb)
