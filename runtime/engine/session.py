@@ -63,6 +63,20 @@ _LOG_FATAL_ONLY = 4  # every error reaches the user once, as an exception
 _MEMORY_SIGNS = ("bad_alloc", "bad allocation", "Failed to allocate", "out of memory")
 _log = logging.getLogger(__name__)
 
+# Every run reads these while it goes on; see ``interrupt_runs``.
+_RUN = onnxruntime.RunOptions()
+_RUN_AND_RELEASE = onnxruntime.RunOptions()
+_RUN_AND_RELEASE.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
+def interrupt_runs() -> None:
+    """Let every graph that runs in this process fail before its next node, and all later ones.
+
+    For a process that is told to end while it computes; nothing takes it back.
+    """
+    _RUN.terminate = True
+    _RUN_AND_RELEASE.terminate = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
@@ -121,6 +135,8 @@ class GraphSession:
     def __init__(self, path: Path, settings: SessionSettings) -> None:
         self.path = path
         self._keeps_scores = settings.library is None
+        # Threads do not survive a fork: a run in the child would wait for them for ever.
+        self._owner = None if settings.threads == 1 else os.getpid()
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), _session_options(settings), providers=["CPUExecutionProvider"]
@@ -163,14 +179,15 @@ class GraphSession:
 
     def new_binding(self) -> Binding:
         """A set of buffers to run this graph on; one per context."""
-        return Binding(self._session, str(self.path))
+        return Binding(self._session, self._owner, str(self.path))
 
 
 class Binding:
     """Buffers bound to the inputs and outputs of a graph by address: running copies nothing."""
 
-    def __init__(self, session: Any, where: str) -> None:
+    def __init__(self, session: Any, owner: int | None, where: str) -> None:
         self._session = session
+        self._owner = owner  # the only process that may run it, if it is one
         self._binding = session.io_binding()
         self._where = where
         # The addresses are only as good as the arrays behind them.
@@ -212,12 +229,14 @@ class Binding:
                 it for the next run.
 
         Raises:
-            RuntimeFailure: onnxruntime refuses or fails.
+            RuntimeFailure: onnxruntime refuses or fails, or another process opened the bundle.
         """
-        options = None
-        if release_memory:
-            options = onnxruntime.RunOptions()
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        if self._owner not in (None, os.getpid()):
+            raise RuntimeFailure(
+                f"{self._where}: was opened with several threads by process {self._owner}, and a "
+                "forked process has none of them; open the bundle after the fork, or with threads=1"
+            )
+        options = _RUN_AND_RELEASE if release_memory else _RUN
         try:
             self._session.run_with_iobinding(self._binding, options)
         except Exception as error:  # onnxruntime's classes have no common root

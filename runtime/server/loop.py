@@ -7,17 +7,15 @@ Lines come through a socket or from stdin. As a systemd service of
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import BinaryIO
 
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES, LineRequests
 from shoal.runtime.server.listener import LineBuffer, address_of, listen, serve
+from shoal.runtime.server.termination import Terminated, raised_on_sigterm
 
 
 def run_loop(
@@ -33,7 +31,7 @@ def run_loop(
     Raises:
         InputError: the address cannot be listened on.
     """
-    with _stop_on_sigterm():
+    with raised_on_sigterm():
         try:
             if address is None:
                 say("ready: reading lines from stdin")
@@ -44,7 +42,7 @@ def run_loop(
                     say(f"ready: listening on {address_of(server)}")
                     notify("READY=1")
                     serve(server, requests.answer)
-        except _Stopped:
+        except Terminated:
             say("stopped")
         finally:
             notify("STOPPING=1")
@@ -64,22 +62,6 @@ def notify(state: str) -> None:
         except OSError as error:
             reason = error.strerror or error
             warnings.warn(f"NOTIFY_SOCKET {name}: {reason}", RuntimeWarning, stacklevel=1)
-
-
-class _Stopped(BaseException):
-    """SIGTERM came."""
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _answer_stream(requests: LineRequests, source: BinaryIO, target: BinaryIO) -> None:
