@@ -12,7 +12,7 @@ from shoal.graphs.errors import InputError
 from shoal.runtime.drafting.speculation import DraftStats, Speculation
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.engine.layer_state import too_long
-from shoal.runtime.sampling import SamplingOptions, choose_token
+from shoal.runtime.sampling import SamplingOptions, choose_token, shown
 from shoal.runtime.text.text_stream import StopFilter, TextStream
 from shoal.runtime.text.tokenizer import Tokenizer
 
@@ -164,4 +164,4 @@ def _check_count(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise InputError(f"{name} must be an integer of at least 0 or None, found {value!r}")
+        raise InputError(f"{name} must be an integer of at least 0 or None, found {shown(value)}")

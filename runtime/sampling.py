@@ -9,6 +9,7 @@ Equal logits are ordered by token id everywhere, so a result depends on nothing 
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,17 @@ class SamplingOptions:
         _check_number("top_p", self.top_p, 0.0, 1.0)
         _check_number("min_p", self.min_p, 0.0, 1.0)
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise InputError(f"top_k must be an integer of at least 0, found {self.top_k!r}")
+            raise InputError(f"top_k must be an integer of at least 0, found {shown(self.top_k)}")
         if self.top_p == 0:
             raise InputError("top_p must be more than 0; use temperature 0 for the best token")
+
+
+def shown(value: object) -> str:
+    """A value for a message, however long or deep it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python does not write integers of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def choose_token(
@@ -148,11 +157,16 @@ def _check_logits(logits_W: npt.NDArray[np.float32]) -> None:
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not low <= value <= high
-        or math.isinf(value)
-    ):
+    number = math.nan if isinstance(value, bool) else _float(value)
+    if not low <= number <= high or math.isinf(number):
         limits = f"of at least {low:g}" if math.isinf(high) else f"in {low:g}..{high:g}"
-        raise InputError(f"{name} must be a number {limits}, found {value!r}")
+        raise InputError(f"{name} must be a number {limits}, found {shown(value)}")
+
+
+def _float(value: object) -> float:
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer of any size
+        return math.inf if value > 0 else -math.inf
