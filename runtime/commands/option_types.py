@@ -15,7 +15,7 @@ def _number(
     text: str, kind: Callable[[str], float], allowed: str, low: float, high: float
 ) -> float:
     try:
-        value = kind(text)
+        value = kind(text) if text.isascii() else math.nan  # no digits of other scripts
     except ValueError:
         value = math.nan
     if not (low <= value <= high and math.isfinite(value)):
@@ -72,7 +72,7 @@ _BYTE_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 def byte_count(text: str) -> int:
     """Option type: a number of bytes, at least 1, with or without a unit such as MB, G or GiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]*)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(found[1]) * _BYTE_UNITS.get(found[2], 0)) if found else 0
     if count < 1:
         raise argparse.ArgumentTypeError(
