@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from shoal.graphs.errors import InputError
@@ -39,20 +40,20 @@ def run_command(args: argparse.Namespace) -> int:
     load_s = time.perf_counter() - started_s
     if args.verbose:
         write_opened(model, load_s)
-    dialogue = _open_dialogue(args, model)
-    if loops:
-        run_loop(_line_requests(args, dialogue), args.listen, progress_line)
-    elif prompt is None:
-        run_dialogue(dialogue)
-    else:
-        _answer_once(args, dialogue, prompt, load_s)
+    with _open_dialogue(args, model) as dialogue:
+        if loops:
+            run_loop(_line_requests(args, dialogue), args.listen, progress_line)
+        elif prompt is None:
+            run_dialogue(dialogue)
+        else:
+            _answer_once(args, dialogue, prompt, load_s)
     return 0
 
 
-def _open_dialogue(args: argparse.Namespace, model: Model) -> Dialogue:
+def _open_dialogue(args: argparse.Namespace, model: Model) -> AbstractContextManager[Dialogue]:
     options, chat = sampling_options(args), wants_chat(args, model)
     if args.session is None:
-        return Dialogue(model, options, chat=chat, system=args.system)
+        return nullcontext(Dialogue(model, options, chat=chat, system=args.system))
     return open_dialogue(model, options, args.session, chat=chat, system=args.system)
 
 

@@ -6,10 +6,11 @@ is computed.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from shoal.graphs.errors import InputError
 from shoal.runtime.dialogue.answer import Answer, Write, stream_answer
+from shoal.runtime.dialogue.session_file import SessionFile
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
@@ -36,7 +37,7 @@ class Dialogue:
         *,
         chat: bool,
         system: str | None = None,
-        session: Path | None = None,
+        session: SessionFile | None = None,
     ) -> None:
         self.model = model
         self.chat = chat
@@ -63,7 +64,7 @@ class Dialogue:
         """
         if self.session is not None:
             note = {"chat": self.chat, "ids": self._ids, "messages": self.messages}
-            self._context.save(self.session, note)
+            self.session.save(self._context, note)
 
     def answer(
         self, text: str, write: Write, progress: PrefillProgress | None = None
@@ -81,13 +82,29 @@ class Dialogue:
         """
         turn = [*self.messages, {"role": "user", "content": text}]
         ids = self.model.chat_ids(turn) if self.chat else self._continued(text)
+        self._check_length(ids)
         answer, generation = stream_answer(
             self.model, ids, self._options, write, self._context, progress
         )
+        before = self._ids, self.messages
         self._ids = [*ids, *generation.tokens]
         self.messages = [*turn, {"role": "assistant", "content": answer.text}]
-        self.save()
+        try:
+            self.save()
+        except BaseException:
+            self._ids, self.messages = before
+            raise
         return answer, generation
+
+    def _check_length(self, ids: list[int]) -> None:
+        """Say how to start anew where that is not obvious."""
+        most = self.model.max_context
+        if self.session is not None and len(ids) > most:
+            raise InputError(
+                f"{self.session.path}: the dialogue and this turn take {len(ids)} tokens, more "
+                f"than the context's {most}; send less, or end shoal and remove the file (or name "
+                "another with --session) to start anew"
+            )
 
     def _continued(self, text: str) -> list[int]:
         if not text:

@@ -5,19 +5,23 @@ The file is a saved context; its note holds what was said and the token ids it b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.dialogue.dialogue import Dialogue
+from shoal.runtime.dialogue.session_file import SessionFile, open_session
 from shoal.runtime.engine.token_ids import check_tokens
 from shoal.runtime.model import Model
 
 
+@contextmanager
 def open_dialogue(
     model: Model, options: dict[str, Any], path: Path, *, chat: bool, system: str | None
-) -> Dialogue:
-    """The dialogue in a file, or a new one that will be kept there.
+) -> Iterator[Dialogue]:
+    """The dialogue in a file, or a new one that will be kept there; nobody else gets it meanwhile.
 
     Args:
         model: the open bundle.
@@ -27,11 +31,18 @@ def open_dialogue(
         system: system message of a new chat.
 
     Raises:
-        InputError: the file is damaged, of another bundle, of the other form of dialogue, or there
-            is a system message for a chat that has begun.
+        InputError: the file is damaged, of another bundle, of the other form of dialogue, another
+            process has it open, or there is a system message for a chat that has begun.
     """
-    if not path.exists():
-        return Dialogue(model, options, chat=chat, system=system, session=path)
+    with open_session(path) as session:
+        dialogue = Dialogue(model, options, chat=chat, system=system, session=session)
+        if not session.is_new:
+            _continue(dialogue, session, system)
+        yield dialogue
+
+
+def _continue(dialogue: Dialogue, session: SessionFile, system: str | None) -> None:
+    path, model, chat = session.path, dialogue.model, dialogue.chat
     context, note = model.load_context_and_note(path)
     if not isinstance(note.get("ids"), list) or not _are_messages(note.get("messages")):
         raise InputError(f"{path}: expected a session of shoal run, found another context")
@@ -44,10 +55,8 @@ def open_dialogue(
             f"{path}: --system is for a new session, this one has begun; leave it out or name "
             "another file"
         )
-    dialogue = Dialogue(model, options, chat=chat, system=system, session=path)
     ids = check_tokens(note["ids"], model.manifest.model.vocab_size) if note["ids"] else []
     dialogue.go_on(context, ids, note["messages"])
-    return dialogue
 
 
 def _are_messages(value: object) -> bool:
