@@ -9,8 +9,8 @@ graphs fail at once, and ends the process by force if that was not enough.
 from __future__ import annotations
 
 import os
+import select
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,8 @@ from shoal.runtime.engine.session import interrupt_runs
 
 GRACE_S = 4.0
 """Seconds between SIGTERM and the end by force."""
+
+_STDERR = 2
 
 
 class Terminated(BaseException):
@@ -73,7 +75,9 @@ def _watch(read_end: int, has_ended: threading.Event, grace_s: float) -> None:
 
 
 def _end_by_force(grace_s: float) -> None:
+    line = f"error: still busy {grace_s:.0f} s after SIGTERM; ended by force\n"
     try:
-        sys.stderr.write(f"error: still busy {grace_s:.0f} s after SIGTERM; ended by force\n")
+        if select.select([], [_STDERR], [], 0)[1]:  # it may be full: what the process waits for
+            os.write(_STDERR, line.encode())
     finally:
         os._exit(1)

@@ -99,6 +99,20 @@ with raised_on_sigterm(grace_s=0.2):
     assert seconds < 60
 
 
+def test_messages_that_nobody_reads_are_no_reason_to_stay() -> None:
+    program = """
+with raised_on_sigterm(grace_s=0.2):
+    come(0.1)
+    try:
+        sys.stderr.write("x" * (1 << 20))
+    except Terminated:
+        sys.stderr.write("stopped")
+"""
+    command = [sys.executable, "-c", PREAMBLE + program]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.wait(60) == 1
+
+
 def test_only_the_first_signal_counts() -> None:
     program = """
 try:
