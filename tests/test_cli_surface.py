@@ -39,6 +39,7 @@ SURFACE = {
     ],
     "run": [
         *MACHINE,
+        "--cap-new-tokens",
         "--chat",
         "--draft",
         "--listen",

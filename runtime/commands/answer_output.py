@@ -57,7 +57,12 @@ class AnswerOutput:
 
 
 def write_speed(answer: Answer, generation: Generation) -> None:
-    """One line on stderr: how fast the prompt was read and the answer written, and why it ended."""
+    """One line on stderr: see ``describe_speed``."""
+    progress_line(f"[{describe_speed(answer, generation)}]")
+
+
+def describe_speed(answer: Answer, generation: Generation) -> str:
+    """How fast the prompt was read and the answer written, and why it ended."""
     parts = [f"prompt: {generation.prompt_tokens} tokens"]
     if generation.reused_tokens:
         parts.append(f"{generation.reused_tokens} of them already in the context")
@@ -70,4 +75,4 @@ def write_speed(answer: Answer, generation: Generation) -> None:
     if generation.draft_stats is not None:
         new += f", {generation.draft_stats.tokens_per_step():.2f} tokens per step"
     ended = "Ctrl-C" if answer.interrupted else _REASONS.get(generation.finish_reason or "", "")
-    progress_line(f"[{', '.join(parts)}; {new}; ended by {ended or 'the model'}]")
+    return f"{', '.join(parts)}; {new}; ended by {ended or 'the model'}"

@@ -77,6 +77,13 @@ def _add_requests(verb: argparse.ArgumentParser) -> None:
         "HOST:PORT of a loopback address",
     )
     verb.add_argument(
+        "--cap-new-tokens",
+        type=positive_int,
+        metavar="N",
+        help="with --loop or --listen: the most new tokens that a request may ask for (default: as "
+        "many as the context holds)",
+    )
+    verb.add_argument(
         "-v",
         "--verbose",
         action="store_true",

@@ -11,7 +11,7 @@ from typing import Any
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes
 from shoal.graphs.input_files import LONGEST_TEXT, decode_text, strip_mark
-from shoal.runtime.commands.answer_output import AnswerOutput, write_speed
+from shoal.runtime.commands.answer_output import AnswerOutput, describe_speed, write_speed
 from shoal.runtime.commands.interactive import run_dialogue
 from shoal.runtime.commands.option_values import machine_options, sampling_options
 from shoal.runtime.commands.verbose import write_memory, write_opened
@@ -31,6 +31,10 @@ def run_command(args: argparse.Namespace) -> int:
     loops = args.loop or args.listen is not None
     if loops and args.prompt is not None:
         raise InputError("run --loop: expected prompts line by line, found --prompt; leave it out")
+    if args.cap_new_tokens is not None:
+        if not loops:
+            raise InputError("run --cap-new-tokens: expected --loop or --listen; give one of them")
+        args.max_new_tokens = min(args.max_new_tokens, args.cap_new_tokens)
     interactive = args.prompt is None and sys.stdin.isatty() and not loops
     if interactive and args.json:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
@@ -64,8 +68,10 @@ def _line_requests(args: argparse.Namespace, dialogue: Dialogue) -> LineRequests
         chat=dialogue.chat,
         system=args.system,
         as_json=args.json,
+        most_new_tokens=args.cap_new_tokens,
         dialogue=None if args.session is None else dialogue,
-        answered=write_speed,
+        log=progress_line,
+        describe=describe_speed,
     )
 
 

@@ -1,6 +1,6 @@
 """A line in, an answer out: a protocol for pipes and sockets.
 
-Every line gets exactly one answer, empty and malformed ones too.
+Every line gets exactly one answer, empty and malformed ones too, whatever goes wrong with it.
 
 plain   the line is the prompt (UTF-8). The answer is sent as it is decided and ends with a line
         break and a zero byte, which appears in no answer. What goes wrong is answered with a line
@@ -16,12 +16,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from shoal.graphs.errors import InputError, RuntimeFailure, ShoalError
+from shoal.graphs.errors import InputError
 from shoal.graphs.input_files import decode_text
 from shoal.runtime.dialogue.answer import Answer, Write, answer_report, stream_answer
 from shoal.runtime.dialogue.dialogue import Dialogue, first_messages
+from shoal.runtime.engine.context import Context
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
+from shoal.runtime.server.failures import ClientGone, answer_to, ends_only_its_request, log_of
+from shoal.runtime.server.json_request import OPTIONS, check_request, read_object, take_id
 
 LONGEST_LINE_BYTES = 1 << 20
 """Lines may be this long, their end not counted."""
@@ -30,9 +33,6 @@ END_OF_ANSWER = b"\n\0"
 
 Send = Callable[[bytes], object]
 """Sends bytes to whoever asked; nothing, to find out whether they are still there."""
-
-_OPTIONS = frozenset({"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"})
-_KEYS = _OPTIONS | {"id", "prompt", "messages"}
 
 
 class LineRequests:
@@ -44,8 +44,10 @@ class LineRequests:
         chat: put prompts into the chat template; else continue plain text.
         system: system message of each chat.
         as_json: lines are JSON objects.
+        most_new_tokens: that a request may ask for; None: as many as the context holds.
         dialogue: one dialogue that all lines continue; None: lines are independent.
-        answered: called with every answer that was generated, complete or interrupted.
+        log: takes a line about every request, which quotes nothing of it.
+        describe: what the log says of an answer.
     """
 
     def __init__(
@@ -56,17 +58,22 @@ class LineRequests:
         chat: bool,
         system: str | None = None,
         as_json: bool = False,
+        most_new_tokens: int | None = None,
         dialogue: Dialogue | None = None,
-        answered: Callable[[Answer, Generation], object] = lambda answer, generation: None,
+        log: Callable[[str], object] = lambda line: None,
+        describe: Callable[[Answer, Generation], str] = lambda answer, generation: "answered",
     ) -> None:
         self._model = model
         self._options = options
         self._chat = chat
         self._system = system
         self._as_json = as_json
+        self._most_new_tokens = most_new_tokens
         self._dialogue = dialogue
-        self._answered = answered
-        self._context = model.new_context()
+        self._log = log
+        self._describe = describe
+        self._context: Context | None = None  # of the last request
+        self._number = 0  # of the request that is answered, the first is 1
 
     def answer(self, line: bytes | None, send: Send) -> None:
         """Answer one line.
@@ -76,12 +83,18 @@ class LineRequests:
             send: takes the parts of the answer; what it raises ends the answer.
 
         Raises:
+            ClientGone: ``send`` raised it.
             KeyboardInterrupt: Ctrl-C ended the answer.
         """
-        if self._as_json:
-            send(json.dumps(self._json_reply(line, send)).encode() + b"\n")
-        else:
-            self._send_plain(line, send)
+        self._number += 1
+        try:
+            if self._as_json:
+                self._send_json(line, send)
+            else:
+                self._send_plain(line, send)
+        except ClientGone:
+            self._note("whoever asked went away")
+            raise
 
     def _send_plain(self, line: bytes | None, send: Send) -> None:
         has_text = False
@@ -92,40 +105,59 @@ class LineRequests:
             send(piece.replace("\0", "\ufffd").encode())
 
         try:
-            self._generate({"prompt": _decode(line)}, write)
-        except (ShoalError, MemoryError) as error:
-            start = "\n" if has_text else ""
-            send(f"{start}error: {_one_line(error)}".encode())
+            self._generate({"prompt": _decode(line)}, write, send)
+        except BaseException as error:
+            text = self._failed(error)
+            send(f"{chr(10) * has_text}error: {text}".encode(errors="replace"))
         send(END_OF_ANSWER)
 
-    def _json_reply(self, line: bytes | None, send: Send) -> dict[str, Any]:
+    def _send_json(self, line: bytes | None, send: Send) -> None:
         reply: dict[str, Any] = {}
         try:
-            request = _read_object(_decode(line))
-            if isinstance(request.get("id"), str | int | float):
-                reply["id"] = request["id"]
-            _check_request(request)
-            answer, generation = self._generate(request, lambda piece: send(b""))
-        except (ShoalError, MemoryError) as error:
-            return reply | {"error": _one_line(error)}
-        return reply | answer_report(answer, generation)
+            request = read_object(_decode(line))
+            if (id_ := take_id(request)) is not None:
+                reply["id"] = id_
+            check_request(request, self._most_new_tokens)
+            answer, generation = self._generate(request, lambda piece: send(b""), send)
+            content = json.dumps(reply | answer_report(answer, generation), allow_nan=False)
+        except BaseException as error:
+            content = json.dumps(reply | {"error": self._failed(error)})
+        send(content.encode() + b"\n")
 
-    def _generate(self, request: dict[str, Any], write: Write) -> tuple[Answer, Generation]:
-        try:
-            if self._dialogue is not None:
-                if set(request) - {"id", "prompt"}:
-                    raise InputError("request: with --session only prompt and id can be given")
-                answer, generation = self._dialogue.answer(request["prompt"], write)
-            else:
-                ids, options = self._ids(request), self._options_of(request)
-                answer, generation = stream_answer(self._model, ids, options, write, self._context)
-        except (RuntimeFailure, MemoryError):
-            self._context = self._model.new_context()  # gives back the memory it had
-            raise
-        self._answered(answer, generation)
+    def _generate(
+        self, request: dict[str, Any], write: Write, send: Send
+    ) -> tuple[Answer, Generation]:
+        def prompt_read(done_tokens: int, total_tokens: int) -> None:
+            send(b"")  # a long prompt is for nothing if nobody waits for its answer
+
+        if self._dialogue is not None:
+            if set(request) - {"id", "prompt"}:
+                raise InputError(
+                    "request: with --session only prompt and id can be given; leave out the rest"
+                )
+            answer, generation = self._dialogue.answer(request["prompt"], write, prompt_read)
+        else:
+            ids, options = self._ids(request), self._options_of(request)
+            self._context = self._context or self._model.new_context()
+            answer, generation = stream_answer(
+                self._model, ids, options, write, self._context, prompt_read
+            )
+        self._note(self._describe(answer, generation))
         if answer.interrupted:
             raise KeyboardInterrupt
         return answer, generation
+
+    def _failed(self, error: BaseException) -> str:
+        """What to answer; raises the error again if it is not about this request alone."""
+        if not ends_only_its_request(error):
+            raise error
+        self._note(log_of(error))
+        if not isinstance(error, InputError):
+            self._context = None  # gives back the memory it had
+        return answer_to(error, self._number)
+
+    def _note(self, text: str) -> None:
+        self._log(f"[request {self._number}: {text}]")
 
     def _ids(self, request: dict[str, Any]) -> list[int]:
         if "messages" in request:
@@ -136,7 +168,7 @@ class LineRequests:
         return self._model.chat_ids([*first_messages(self._system), prompt])
 
     def _options_of(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._options | {key: request[key] for key in _OPTIONS & set(request)}
+        return self._options | {key: request[key] for key in OPTIONS & set(request)}
 
 
 def _decode(line: bytes | None) -> str:
@@ -151,35 +183,3 @@ def _decode(line: bytes | None) -> str:
     if not text.strip():
         raise InputError("line: expected a prompt, found nothing; send text")
     return text
-
-
-def _read_object(text: str) -> dict[str, Any]:
-    try:
-        request = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'line: expected JSON such as {{"prompt": "Hello"}} ({error})') from error
-    if not isinstance(request, dict):
-        raise InputError('line: expected an object such as {"prompt": "Hello"}; send that')
-    return request
-
-
-def _check_request(request: dict[str, Any]) -> None:
-    """Refuse a request without a prompt or messages, or with unknown keys."""
-    unknown = sorted(set(request) - _KEYS)
-    if unknown:
-        raise InputError(
-            f"request: unknown key {unknown[0]!a}; known are {', '.join(sorted(_KEYS))}"
-        )
-    if ("prompt" in request) == ("messages" in request):
-        raise InputError("request: expected either prompt or messages; send one of the two")
-    if "prompt" in request and not isinstance(request["prompt"], str):
-        raise InputError("request: prompt must be a text; send one")
-    if not request.get("prompt", "x"):
-        raise InputError("request: expected a prompt, found an empty one; send text")
-    stop = request.get("stop", [])
-    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
-        raise InputError('request: stop must be a list of texts such as ["\\n"]; send that')
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "out of memory; use a shorter context"

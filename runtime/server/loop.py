@@ -13,8 +13,11 @@ import warnings
 from collections.abc import Callable
 from typing import BinaryIO
 
+from shoal.runtime.server.connections import serve
+from shoal.runtime.server.failures import ClientGone
+from shoal.runtime.server.line_buffer import LineBuffer
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES, LineRequests
-from shoal.runtime.server.listener import LineBuffer, address_of, listen, serve
+from shoal.runtime.server.listener import address_of, listen
 from shoal.runtime.server.termination import Terminated, raised_on_sigterm
 
 
@@ -30,13 +33,14 @@ def run_loop(
 
     Raises:
         InputError: the address cannot be listened on.
+        OSError: stdout takes no more.
     """
     with raised_on_sigterm():
         try:
             if address is None:
                 say("ready: reading lines from stdin")
                 notify("READY=1")
-                _answer_stream(requests, sys.stdin.buffer, sys.stdout.buffer)
+                _answer_stream(requests, sys.stdin.buffer, sys.stdout.fileno())
             else:
                 with listen(address) as server:
                     say(f"ready: listening on {address_of(server)}")
@@ -64,16 +68,34 @@ def notify(state: str) -> None:
             warnings.warn(f"NOTIFY_SOCKET {name}: {reason}", RuntimeWarning, stacklevel=1)
 
 
-def _answer_stream(requests: LineRequests, source: BinaryIO, target: BinaryIO) -> None:
+def _answer_stream(requests: LineRequests, source: BinaryIO, target: int) -> None:
+    """Answer the lines of a stream.
+
+    Args:
+        requests: answers them.
+        source: the stream.
+        target: descriptor for the answers. Nothing is left in a buffer, so that the process can end
+            though nobody reads it.
+    """
+
     def send(data: bytes) -> None:
-        target.write(data)
-        target.flush()
+        while data:
+            try:
+                data = data[os.write(target, data) :]
+            except OSError as error:
+                raise ClientGone from error
+
+    def answer(line: bytes | None) -> None:
+        try:
+            requests.answer(line, send)
+        except ClientGone as gone:
+            raise gone.__cause__ or gone from None  # why stdout takes no more
 
     lines = LineBuffer()
     while data := source.readline(LONGEST_LINE_BYTES):
         lines.feed(data)
         while lines.has_line:
-            requests.answer(lines.take(), send)
+            answer(lines.take())
     lines.finish()
     if lines.has_line:
-        requests.answer(lines.take(), send)
+        answer(lines.take())

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
+from shoal.runtime.commands.cli import main
 from shoal.runtime.model import Model
 from shoal.runtime.opening import open_bundle
-from shoal.runtime.server import listener
+from shoal.runtime.server import connections, listener
 from shoal.runtime.server import loop as service
+from shoal.runtime.server.line_buffer import LineBuffer
 from shoal.runtime.server.line_requests import LONGEST_LINE_BYTES
-from shoal.runtime.server.listener import LineBuffer, listen
+from shoal.runtime.server.listener import listen
 from shoal.runtime.units import format_bytes
 
 PROMPT = "It is a truth"
@@ -89,7 +91,8 @@ def plain(int8_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def in_json(int8_bundle: Path) -> Iterator[Running]:
-    running = Running(str(int8_bundle), "--json", "--listen", "127.0.0.1:0")
+    arguments = ["--json", "--listen", "127.0.0.1:0", "--cap-new-tokens", "1500"]
+    running = Running(str(int8_bundle), *arguments)
     yield running
     assert running.end()[0] == 0
 
@@ -202,6 +205,9 @@ def test_json_requests_set_options_and_get_their_id_back(in_json: Running, model
         ({"prompt": "x", "max_tokens": 4}, "request: unknown key 'max_tokens'"),
         ({"prompt": "x", "max_new_tokens": "4"}, "max_new_tokens must be an integer"),
         ({"prompt": "x", "temperature": -1}, "temperature must be a number"),
+        ({"prompt": "x", "temperature": 10**400}, "temperature must be a number"),
+        ({"prompt": "x", "max_new_tokens": 1501}, "at most 1500 here, found 1501; ask for fewer"),
+        ({"prompt": "x", "max_new_tokens": None}, "at most 1500 here, found null; ask for fewer"),
         ({"prompt": "x", "stop": "."}, "request: stop must be a list of texts"),
         ({"messages": [{"role": "user", "content": "x"}]}, "without a chat template"),
     ],
@@ -279,7 +285,7 @@ def test_a_socket_left_by_a_killed_process_is_taken_over(int8_bundle: Path, tmp_
 
 
 def test_clients_beyond_the_most_wait_until_one_leaves(plain: Running, model: Model) -> None:
-    clients = [plain.connect() for _ in range(listener.MOST_CLIENTS + 1)]
+    clients = [plain.connect() for _ in range(connections.MOST_CLIENTS + 1)]
     for client in clients[:-1]:
         assert ask(client, PROMPT.encode()) == continued(model, PROMPT)
     last = clients.pop()
@@ -292,23 +298,6 @@ def test_clients_beyond_the_most_wait_until_one_leaves(plain: Running, model: Mo
     last.settimeout(120)
     assert read_until(last, b"\n\0").decode() == continued(model, "And God said")
     last.close()
-
-
-def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "_SEND_TIMEOUT_S", 0.05)
-    connection, reader = socket.socketpair()
-    with reader:
-        client = listener._Client(connection)
-        reader.sendall(b"hello\nagain\n")
-        client.read()
-
-        def answer(line: object, send: Callable[[bytes], object]) -> None:
-            send(bytes(1 << 24))
-
-        client.answer_one(answer)
-        assert not client.has_line, "nobody is there for the other line"
-        assert not client.goes_on()
-        assert connection.fileno() == -1
 
 
 def test_waiting_costs_no_processor_time(plain: Running) -> None:
@@ -327,7 +316,12 @@ def test_waiting_costs_no_processor_time(plain: Running) -> None:
         ("shoal.sock", "expected a path such as ./shoal.sock or 127.0.0.1:PORT"),
         ("localhost:http", "expected a path"),
         ("127.0.0.1:70000", "expected a path"),
-        ("/nowhere/at/all", "No such file or directory"),
+        ("127.0.0.1:" + "1" * 5000, "expected a path"),
+        ("127.0.0.1:\N{ARABIC-INDIC DIGIT EIGHT}080", "expected a path"),
+        ("x" * 70 + ".localhost:80", "there is no such host; give a path"),
+        ("nowhere.invalid:80", "; choose a path such as"),
+        ("/nowhere/at/all", "No such file or directory; make the folder"),
+        ("/tmp/" + "x" * 200, "path too long; choose a shorter path"),
     ],
 )
 def test_addresses_that_will_not_do_are_refused(address: str, error: str) -> None:
@@ -343,10 +337,49 @@ def test_a_file_is_never_replaced_by_a_socket(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "mine"
 
 
+def test_a_socket_that_may_have_a_listener_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(InputError, match="another process listens there"), listen(str(path)):
+            pass
+        assert path.is_socket()
+    with listen(str(tmp_path / "t")):
+
+        def connect(probe: object, address: str) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(socket.socket, "connect", connect)
+        with pytest.raises(InputError, match="Permission denied"), listen(str(tmp_path / "t")):
+            pass
+        assert (tmp_path / "t").is_socket(), "another user's, who listens"
+
+
+def test_a_socket_that_is_not_let_in_at_once_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(path))
+        busy.listen(0)
+        client.connect(str(path))  # the one who may wait
+        with pytest.raises(InputError, match="another process listens there"), listen(str(path)):
+            pass
+
+
+def test_a_socket_of_another_process_is_left_when_a_service_ends(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with listen(str(path)), socket.socket(socket.AF_UNIX) as other:
+        path.unlink()
+        other.bind(str(path))
+    assert path.is_socket()
+
+
 def test_a_port_in_use_is_refused() -> None:
     with listen("127.0.0.1:0") as server:
         address = listener.address_of(server)
-        with pytest.raises(InputError, match=f"--listen {address}: "), listen(address):
+        advice = f"--listen {address}: .*; end it or choose another address"
+        with pytest.raises(InputError, match=advice), listen(address):
             pass
 
 
@@ -379,10 +412,53 @@ def test_with_a_session_each_line_goes_on_with_the_last(
     assert second == "".join(model.generate(ids, max_new_tokens=5).pieces())
 
 
+def test_a_full_session_says_how_to_start_anew(int8_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["--loop", "--session", str(tmp_path / "d"), "--max-context", "20"]
+    done = run_lines(str(int8_bundle), *arguments, lines=b"And God said\n" * 4)
+    *_, last, _ = done.stdout.decode().split("\n\0")
+    assert last.startswith(f"error: {tmp_path / 'd'}: the dialogue and this turn take ")
+    assert "remove the file (or name another with --session) to start anew" in last
+    log = done.stderr.decode().splitlines()
+    assert log[1].startswith("[request 1: prompt: ")
+    assert log[-1] == "[request 4: refused]"
+
+
+def test_a_session_in_use_is_refused(
+    int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = ["--session", str(tmp_path / "d")]
+    running = Running(str(int8_bundle), "--loop", *session)
+    assert main(["run", str(int8_bundle), "--threads", "1", "--prompt", "x", *session]) == 1
+    error = f"error: {tmp_path / 'd'}: another process has this session open; end that or name "
+    assert capsys.readouterr().err.startswith(error)
+    assert running.end() == (0, "stopped\n")
+    assert not (tmp_path / "d").exists(), "nothing was said"
+
+
+def test_sigterm_ends_a_service_whose_answers_nobody_reads(int8_bundle: Path) -> None:
+    running = Running(str(int8_bundle), "--loop")
+    assert running.process.stdin is not None
+    running.process.stdin.write(b"\n" * 1500)
+    running.process.stdin.flush()
+    time.sleep(0.5)  # more than the pipe holds has been answered
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(5) == 0
+    running.process.communicate()
+
+
 def test_a_prompt_and_a_loop_exclude_each_other(int8_bundle: Path) -> None:
     done = run_lines(str(int8_bundle), "--loop", "--prompt", "x", lines=b"")
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: run --loop: expected prompts line by line")
+
+
+def test_a_cap_is_for_services(int8_bundle: Path) -> None:
+    done = run_lines(str(int8_bundle), "--cap-new-tokens", "3", lines=b"hello")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == b"error: run --cap-new-tokens: expected --loop or --listen; give one of them\n"
+    )
 
 
 def test_verbose_says_what_runs(int8_bundle: Path) -> None:

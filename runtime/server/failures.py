@@ -1,0 +1,59 @@
+"""What goes wrong with one request: what ends it alone, and what its sender is told."""
+
+from __future__ import annotations
+
+import traceback
+
+from shoal.graphs.errors import InputError, ShoalError
+
+_LONGEST_ANSWER = 1000  # characters; a message may quote what was sent
+_PANICS = "pyo3_runtime"
+
+
+class ClientGone(Exception):
+    """The client that asked does not read the answer any more."""
+
+
+def ends_only_its_request(error: BaseException) -> bool:
+    """Whether others can still be served: not where whoever asked is gone, or the process ends.
+
+    A panic in a library written in Rust is no ``Exception``, but ends no more than one call of it.
+    """
+    if isinstance(error, ClientGone):
+        return False
+    return isinstance(error, Exception) or type(error).__module__ == _PANICS
+
+
+def answer_to(error: BaseException, number: int) -> str:
+    """One line for the sender of request ``number``."""
+    if isinstance(error, ShoalError):
+        text = str(error)
+    elif isinstance(error, MemoryError):
+        text = "out of memory; use a shorter context"
+    else:
+        text = (
+            f"request {number} failed ({_name(error)}: {error}); this is a bug in shoal: report it "
+            "with what was sent"
+        )
+    return _short_line(text)
+
+
+def log_of(error: BaseException) -> str:
+    """One line for the log, without anything that was asked."""
+    if isinstance(error, InputError):
+        return "refused"
+    if isinstance(error, ShoalError):
+        return _short_line(f"failed: {error}")
+    if isinstance(error, MemoryError):
+        return "failed: out of memory"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"failed: {_name(error)} in {last.filename}:{last.lineno}, this is a bug in shoal"
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _short_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_ANSWER else f"{line[:_LONGEST_ANSWER]}..."
