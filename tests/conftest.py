@@ -5,9 +5,7 @@ Where nothing can be exported, SHOAL_TEST_BUNDLES names a folder that holds them
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +42,6 @@ def _export(bundle: Path, weights: str, **options: Any) -> Path:
         return Path(os.environ["SHOAL_TEST_BUNDLES"]) / bundle.name
     # Imported here: tests that need no bundle need no torch.
     from shoal.export.pipeline import export_bundle
-    from shoal.export.tracing import assemble
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "trace_templates", _trace_once())
-        export_bundle(TINY_CHECKPOINT, bundle, weights=weights, fidelity=False, **options)
+    export_bundle(TINY_CHECKPOINT, bundle, weights=weights, fidelity=False, **options)
     return bundle
-
-
-@functools.cache
-def _trace_once() -> Callable[..., Any]:
-    """Stamps all bundles of the session from the same templates, which do not tell recipes."""
-    from shoal.export.tracing.templates import trace_templates
-
-    return functools.cache(trace_templates)

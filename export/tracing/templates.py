@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -15,8 +16,9 @@ from shoal.export.model.wiring import Block, layer_blocks, mtp_blocks, run_block
 from shoal.export.tracing.trace import Part, Template, trace
 
 
+@lru_cache(maxsize=4)  # most of what exporting a small model takes; recipes share templates
 def trace_templates(config: ModelConfig, *, with_mtp: bool) -> dict[str, Template]:
-    """Trace what a model of this config needs.
+    """Trace what a model of this config needs, once for exports one after another.
 
     Args:
         config: of the model.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from tokenizers import Tokenizer
 
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.pipeline import export_bundle
-from shoal.export.tracing import assemble
-from shoal.export.tracing.templates import trace_templates
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
 
@@ -61,14 +58,6 @@ MODELS: dict[str, Callable[[], Any]] = {
         **SIZES, first_k_dense_replace=3, tie_word_embeddings=True
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _traced_once() -> Iterator[None]:
-    """Both exports of a checkpoint stamp the same templates: tracing takes most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
-        yield
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.optimum.cache_name import CACHE
 from shoal.export.pipeline import export_bundle
-from shoal.export.tracing import assemble
-from shoal.export.tracing.templates import trace_templates
 from shoal.runtime import open_bundle
 
 pytestmark = pytest.mark.dependencies
@@ -63,12 +60,10 @@ def export_case(case: Case, folder: Path) -> Exported:
         path = checkpoint / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": case.model_type}))
     character_tokenizer().save(str(checkpoint / "tokenizer.json"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))  # traced once
-        for weights in ("fp32", "int8"):
-            export_bundle(
-                checkpoint, folder / weights, weights=weights, block_size=32, fidelity_tokens=192
-            )
+    for weights in ("fp32", "int8"):
+        export_bundle(
+            checkpoint, folder / weights, weights=weights, block_size=32, fidelity_tokens=192
+        )
     return Exported(oracle, folder / "fp32", folder / "int8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 import os
 import signal
@@ -17,7 +16,6 @@ import torch
 from shoal.export import process_settings
 from shoal.export.model.subject import CheckpointSubject
 from shoal.export.pipeline import export_bundle
-from shoal.export.tracing import assemble
 from shoal.export.tracing.templates import trace_templates
 from shoal.export.verify import verify_against_checkpoint
 from shoal.runtime.commands.cli import main
@@ -47,6 +45,7 @@ def no_library(name: str | None) -> None:
 def test_an_export_and_its_verification_leave_the_process_as_it_was(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trace_templates.cache_clear()  # tracing is part of it, whatever was exported before
     before = settings()
     monkeypatch.setattr(ctypes, "CDLL", no_library)  # malloc's options are set through it
     export_bundle(tiny_checkpoint, tmp_path / "b", fidelity_tokens=64)
@@ -91,7 +90,6 @@ def test_the_command_has_large_arrays_mapped(
         process_settings.for_exporting()
     assert set(malloc.options) == {-1, -3}
     assert all(size < 32 << 20 for size in malloc.options.values())  # glibc's own limit
-    monkeypatch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
     calls: list[None] = []
     monkeypatch.setattr(process_settings, "for_exporting", lambda: calls.append(None))
     bundle = str(tmp_path / "b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import re
 import shutil
@@ -25,8 +24,6 @@ from tokenizers import Tokenizer
 from shoal.export.pipeline import export_bundle
 from shoal.export.tokenizer.files import tokenizer_files
 from shoal.export.tokenizer.tiktoken_model import PATTERN
-from shoal.export.tracing import assemble
-from shoal.export.tracing.templates import trace_templates
 from shoal.export.verify import verify_against_checkpoint
 from shoal.graphs.errors import CheckpointError
 from shoal.runtime import open_bundle
@@ -230,10 +227,9 @@ def minicpm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer]:
 
 
 def test_a_bundle_of_such_a_checkpoint_speaks_and_is_verified(
-    kimi: tuple[tiktoken.Encoding, Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kimi: tuple[tiktoken.Encoding, Path, int], tmp_path: Path
 ) -> None:
     encoding, folder, vocab_size = kimi
-    monkeypatch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
     sizes = {"hidden_size": 32, "intermediate_size": 32, "q_lora_rank": 16, "kv_lora_rank": 16}
     model = make_v3(vocab_size=vocab_size, num_hidden_layers=1, v_head_dim=16, **sizes)
     checkpoint = save(model, tmp_path / "checkpoint")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from tests.export.family_cases import CASES
 from tests.export.oracle import make_v3, save
 
 from shoal.export.pipeline import export_bundle
-from shoal.export.tracing import assemble
-from shoal.export.tracing.templates import trace_templates
 from shoal.export.writing.journal import JOURNAL_FILE
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
@@ -31,13 +28,6 @@ def stop_at(prefix: str) -> Callable[[int, int, str], None]:
             raise Stopped
 
     return progress
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _traced_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "trace_templates", functools.cache(trace_templates))
-        yield
 
 
 @pytest.fixture(scope="module")
