@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-for-tests
 WORKERS ?= 2
+MINUTES ?= 10
 LOCK := .ci/lock
 CONSTRAINTS := build/constraints.txt
 UV := .venv-uv/bin/uv
@@ -20,8 +21,8 @@ PROMPT ?= It is a truth universally acknowledged, that
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-arm test-wheels test-oldest test-newest lock lint docs kernels wheels \
-	bench clean distclean
+.PHONY: help demo test test-arm test-wheels test-oldest test-newest fuzz lock lint docs kernels \
+	wheels bench clean distclean
 
 help:
 	@echo "make demo       export checkpoints/tiny-v3 to build/tiny as int8, run it on a prompt"
@@ -31,6 +32,7 @@ help:
 	@echo "make test-oldest  tests that stand on other packages, with the oldest that pyproject.toml"
 	@echo "                admits; make test-newest: with the newest of the index"
 	@echo "make lock       renew .ci/lock, the versions that all other targets install"
+	@echo "make fuzz       damaged files of every format for MINUTES=10; findings in build/fuzz"
 	@echo "make lint       ruff and mypy only"
 	@echo "make kernels    build the native kernels anew, after changes to their sources"
 	@echo "make bench      speed and memory beside llama.cpp's, on a model of BENCH='--model lite-mini'"
@@ -55,6 +57,9 @@ test-wheels: wheels $(CONSTRAINTS)
 
 wheels: $(TEST_STAMP)
 	$(BIN)/python tests/wheels/build.py dist
+
+fuzz: $(TEST_STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -24,7 +24,10 @@ def check_token(token: object, vocab_size: int) -> int:
         raise InputError(f"token ids must be integers, found {type(token).__name__}")
     number = operator.index(token)
     if not 0 <= number < vocab_size:
-        raise InputError(f"token id {number} is outside the vocabulary of {vocab_size}")
+        raise InputError(
+            f"token id {number} is outside the vocabulary of {vocab_size}; use ids of this model's "
+            "tokenizer"
+        )
     return number
 
 

@@ -147,7 +147,7 @@ def test_results_are_the_callers_to_keep(model):
     ("ids", "expected"),
     [
         ([], "the prompt is empty"),
-        ([4096], "token id 4096 is outside the vocabulary of 4096"),
+        ([4096], "token id 4096 is outside the vocabulary of 4096; use ids of"),
         ([-1], "token id -1 is outside the vocabulary"),
         ([2**70], "outside the vocabulary"),
         ([1.0], "must be integers, found float"),

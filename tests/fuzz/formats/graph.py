@@ -1,0 +1,107 @@
+"""Graphs: changed as protocol buffers and listed in the manifest, then checked and run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.formats.manifest import sealed
+from tests.fuzz.fuzz_format import Samples, Use, link_bundle, require
+from tests.fuzz.mutations import change_bytes, number_of_changes
+from tests.fuzz.wire_mutations import BYTES, Field, change_message, read_fields, write_fields
+
+from shoal.graphs.cache_types import CACHE_TYPES
+from shoal.graphs.contract import MANIFEST_FILE
+from shoal.runtime.bundle import Bundle
+from shoal.runtime.opening import open_bundle
+
+_GRAPH, _NODE, _FUNCTIONS, _SUBGRAPH = 7, 1, 25, 6
+_DONORS_OF_A_GRAPH = 200
+
+
+class GraphFormat:
+    """Graphs of the sample bundle."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._bundle = samples.bundle
+        self._manifest = json.loads((samples.bundle / MANIFEST_FILE).read_bytes())
+        self._graphs = {
+            name: (samples.bundle / name).read_bytes() for name in self._manifest["graphs"].values()
+        }
+        self._donors = [*_hostile_fields()]
+        for content in self._graphs.values():
+            self._donors += _parts_of(content)
+
+    def prepare(self, rng: Random, folder: Path) -> Use:
+        """See ``FuzzFormat``."""
+        is_listed = rng.random() < 0.9
+        role = rng.choice(list(self._manifest["graphs"]))
+        name = self._manifest["graphs"][role]
+        content = self._graphs[name]
+        for _ in range(number_of_changes(rng)):
+            content = change_message(rng, content, self._donors)
+        if rng.random() < 0.1:
+            content = change_bytes(rng, content)
+        bundle = link_bundle(self._bundle, folder / "bundle", (MANIFEST_FILE, name))
+        (bundle / name).write_bytes(content)
+        files = self._manifest["files"]
+        if is_listed:
+            digest = hashlib.sha256(content).hexdigest()
+            files = files | {name: {"size": len(content), "sha256": digest}}
+        (bundle / MANIFEST_FILE).write_bytes(sealed(self._manifest | {"files": files}))
+        is_sound = content == self._graphs[name]
+        return lambda: self._use(bundle, role, is_listed or is_sound)
+
+    def _use(self, folder: Path, role: str, may_open: bool) -> None:
+        bundle = Bundle.open(folder)
+        require(may_open, "a graph that is not what the manifest says")
+        bundle.checked_graph(role)
+        kind, _, cache = role.partition(".")
+        cache_type = next(name for name in CACHE_TYPES if name == (cache or "float32"))
+        model = open_bundle(folder, threads=1, max_context=16, cache=cache_type)
+        if kind == "batch":
+            contexts = [model.new_context(), model.new_context()]
+            for context in contexts:
+                context.prefill([1, 2, 3])
+            model.decode_batch(contexts, [4, 5])
+        else:
+            draft = 1 if kind == "mtp" else 0
+            list(model.generate([1, 2, 3], max_new_tokens=3, draft=draft))
+
+
+def _parts_of(graph: bytes) -> list[Field]:
+    """Nodes, initializers and functions of a graph, as fields of other graphs to be."""
+    found = []
+    for field in read_fields(graph):
+        inner = read_fields(field.content) if field.number == _GRAPH else []
+        found += [field] if field.number == _FUNCTIONS else inner[:_DONORS_OF_A_GRAPH]
+    return found
+
+
+def _hostile_fields() -> list[Field]:
+    """A loop without end, and functions that call each other twice, thirty deep."""
+    loop = [
+        Field(1, BYTES, b""),
+        Field(2, BYTES, b"forever"),
+        Field(4, BYTES, b"Loop"),
+        Field(5, BYTES, write_fields([Field(1, BYTES, b"body"), Field(_SUBGRAPH, BYTES, b"")])),
+    ]
+    calls = []
+    for level in range(30):
+        node = Field(7, BYTES, write_fields(_call(level + 1)))
+        calls.append(
+            Field(_FUNCTIONS, BYTES, write_fields([Field(1, BYTES, b"F%d" % level), node, node]))
+        )
+    return [Field(_NODE, BYTES, write_fields(loop)), *calls]
+
+
+def _call(level: int) -> list[Field]:
+    texts = ((1, b"x"), (2, b"y"), (4, b"F%d" % level), (7, b"shoal"))
+    return [Field(number, BYTES, text) for number, text in texts]
+
+
+def make(samples: Samples) -> GraphFormat:
+    """The format, from its samples."""
+    return GraphFormat(samples)
