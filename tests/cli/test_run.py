@@ -3,12 +3,15 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shoal.graphs.errors import RuntimeFailure
 from shoal.runtime.commands import interactive
 from shoal.runtime.commands.cli import main
+from shoal.runtime.dialogue.dialogue import Dialogue
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
@@ -197,6 +200,20 @@ def test_too_long_turn_is_reported_and_forgotten(
     assert "error: context: expected at most 100 tokens" in captured.err
     assert "(/reset starts over)" in captured.err
     assert captured.out == "u:hi;a:"[::-1] + "\n"
+
+
+def test_a_turn_that_cannot_be_kept_in_the_session_is_forgotten(chat_model: Any) -> None:
+    class FullDisk:
+        path = Path("a.session")
+
+        def save(self, context: object, note: dict[str, Any]) -> None:
+            raise RuntimeFailure("a.session: the context could not be written; free disk space")
+
+    options = {"max_new_tokens": 3}
+    dialogue = Dialogue(chat_model, options, chat=True, session=FullDisk())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeFailure, match="free disk space"):
+        dialogue.answer("hi", lambda piece: None)
+    assert dialogue.messages == []
 
 
 def test_base_model_says_once_that_it_continues_text(
