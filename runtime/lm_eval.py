@@ -21,7 +21,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from shoal.graphs.errors import InputError, ShoalError
+from shoal.runtime.engine.token_ids import check_token
 from shoal.runtime.evaluation.metrics import log_softmax
+from shoal.runtime.evaluation.task_options import answer_options
 from shoal.runtime.opening import open_bundle
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from shoal.runtime.engine.step import FloatArray
 
 _LOGITS_AT_ONCE = 64  # positions; a row of logits is half a megabyte for large vocabularies
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @register_model("shoal")
@@ -47,13 +48,15 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
         kernels: "auto", "native" or "portable"; see ``open_bundle``.
         max_length: longest context in tokens; None for max_position_embeddings.
         max_gen_toks: most tokens of an answer, if the task does not say.
+        prefix_token_id: what the first token of a text is conditioned on; None for the BOS token,
+            or the EOS token if there is none.
         batch_size: without effect, as contexts run one at a time.
         max_batch_size: without effect.
         device: without effect; bundles run on the CPU.
 
     Raises:
         BundleError: see ``open_bundle``.
-        InputError: ``max_length`` is out of range.
+        InputError: ``max_length`` or ``prefix_token_id`` is out of range.
         RuntimeFailure: see ``open_bundle``.
     """
 
@@ -65,6 +68,7 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
         kernels: Kernels = "auto",
         max_length: int | None = None,
         max_gen_toks: int = 256,
+        prefix_token_id: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -80,17 +84,30 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
             )
         self.max_gen_toks = max_gen_toks
         self._bos, self._eos = info.bos_token_id, info.eos_token_ids
+        if prefix_token_id is not None:
+            prefix_token_id = check_token(prefix_token_id, info.vocab_size)
+        self._prefix = prefix_token_id
         self._context = self.model.new_context()
 
     @property
-    def eot_token_id(self) -> int:
-        """The token that ends a text."""
-        return self._eos[0]
+    def eot_token_id(self) -> int | None:
+        """The token that ends a text; None if the model has none."""
+        return self._eos[0] if self._eos else None
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is conditioned on: the BOS token, else the EOS token."""
-        return self.eot_token_id if self._bos is None else self._bos
+        """What the first token of a text is conditioned on: the BOS token, else the EOS token.
+
+        Raises:
+            InputError: the model has neither, and no other token was chosen.
+        """
+        for token in (self._prefix, self._bos, self.eot_token_id):
+            if token is not None:
+                return token
+        raise InputError(
+            "prefix_token_id: the model has no BOS and no EOS token for a text to begin after; "
+            "choose a token with --model_args prefix_token_id=ID"
+        )
 
     @property
     def tokenizer_name(self) -> str:
@@ -167,8 +184,10 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
             disable_tqdm: whether to hide progress.
 
         Raises:
-            InputError: an option is unknown.
+            InputError: an option of any request is not one of a bundle, or out of range. Nothing
+                has been computed.
         """
+        options = [self._options(request.args[1]) for request in requests]
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)
         for number in tqdm(
@@ -176,30 +195,30 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
             desc="shoal: answers",
             disable=disable_tqdm,
         ):
-            answers[number] = self._answer(prompts[number], requests[number].args[1])
+            answers[number] = self._answer(prompts[number], options[number])
             self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
         return answers
 
-    def _answer(self, prompt: list[int], asked: dict[str, Any]) -> str:
-        options: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
-        limit = options.pop("max_gen_toks")
-        stop = [text for text in options.pop("until") if text]
-        options = {"temperature": 1.0} | options if options.pop("do_sample") else {}
-        unknown = sorted(set(options) - set(_SAMPLING))
-        if unknown:
+    def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What ``Model.generate`` is to be given."""
+        named = {name: value for name, value in asked.items() if value is not None}
+        try:
+            normal = dict(normalize_gen_kwargs(named, self.max_gen_toks))
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"generation_kwargs: expected {', '.join(_SAMPLING)}, found {', '.join(unknown)}; "
-                "leave these out"
-            )
-        room = self.max_length - limit
-        if room < 1:
+                f"generation_kwargs: expected numbers as temperature and max_gen_toks: {error}"
+            ) from error
+        options = answer_options(normal)
+        if options["max_new_tokens"] >= self.max_length:
             raise InputError(
                 f"max_gen_toks: expected less than the context of {self.max_length} tokens, found "
-                f"{limit}"
+                f"{options['max_new_tokens']}"
             )
-        answer = self.model.generate(
-            prompt[-room:], max_new_tokens=limit, stop=stop, context=self._context, **options
-        )
+        return options
+
+    def _answer(self, prompt: list[int], options: dict[str, Any]) -> str:
+        room = self.max_length - options["max_new_tokens"]
+        answer = self.model.generate(prompt[-room:], context=self._context, **options)
         return "".join(answer.pieces())
 
     def _score(self, context_ids: Sequence[int], ids: Sequence[int]) -> tuple[float, bool]:

@@ -5,11 +5,16 @@ Where nothing can be exported, SHOAL_TEST_BUNDLES names a folder that holds them
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shoal.graphs.contract import MANIFEST_FILE
+from shoal.graphs.manifest_reader import read_manifest
 
 TINY_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "tiny-v3"
 
@@ -35,6 +40,20 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8_block_128_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tiny-v3 in int8 with blocks of 128, for which onnxruntime has a kernel for single rows."""
     return _export(tmp_path_factory.mktemp("bundles") / "tiny-int8-128", "int8", block_size=128)
+
+
+@pytest.fixture(scope="session")
+def endless_bundle(fp32_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-v3 with its float weights, as if it had neither a BOS nor an EOS token."""
+    bundle = tmp_path_factory.mktemp("bundles") / "tiny-endless"
+    shutil.copytree(fp32_bundle, bundle)
+    (bundle / "generation_config.json").unlink()
+    path = bundle / MANIFEST_FILE
+    manifest = read_manifest(path.read_bytes(), str(path))
+    del manifest.files["generation_config.json"]
+    model = dataclasses.replace(manifest.model, bos_token_id=None, eos_token_ids=())
+    path.write_text(dataclasses.replace(manifest, model=model).to_json(), encoding="utf-8")
+    return bundle
 
 
 def _export(bundle: Path, weights: str, **options: Any) -> Path:

@@ -223,12 +223,85 @@ def test_chats_are_the_text_of_the_template_and_begin_once(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_beams": 4}, "found num_beams"), ({"max_gen_toks": 64}, "less than the context of 64")],
+    [
+        ({"num_beams": 4}, "found num_beams=4; leave these out"),
+        ({"repetition_penalty": 1.3}, "found repetition_penalty=1.3; leave these out"),
+        ({"tempreature": 0.7, "n": 2}, "found n=2, tempreature=0.7; leave these out"),
+        ({"top_p": 7}, "top_p must be a number in 0..1, found 7"),
+        ({"seed": -1}, "seed must be an integer of at least 0 or None, found -1"),
+        ({"until": ["\n", 5]}, "until: expected texts that end an answer"),
+        ({"temperature": "hot"}, "expected numbers as temperature and max_gen_toks: .*'hot'"),
+        ({"max_gen_toks": "many"}, "expected numbers as temperature and max_gen_toks: .*'many'"),
+        ({"max_gen_toks": 64}, "less than the context of 64"),
+        ({"max_gen_toks": -1}, "max_new_tokens must be an integer of at least 0"),
+    ],
+    ids=str,
 )
-def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str, lm: ShoalLM) -> None:
-    options = {"until": [], "do_sample": True} | options
-    with pytest.raises(InputError, match=message):
-        lm.generate_until([request("generate_until", "x", options)], disable_tqdm=True)
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_what_cannot_be_done_is_refused_before_anything_is(
+    do_sample: bool,
+    options: dict[str, Any],
+    message: str,
+    lm: ShoalLM,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ShoalLM, "_answer", lambda *_: pytest.fail("a request was answered"))
+    fine = {"until": [], "do_sample": do_sample, "max_gen_toks": 4}
+    requests = [
+        request("generate_until", "a", fine),
+        request("generate_until", "x", fine | options),
+    ]
+    with pytest.raises(InputError, match=message) as caught:
+        lm.generate_until(requests, disable_tqdm=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_switch_that_is_no_boolean_is_refused(lm: ShoalLM) -> None:
+    asked = request("generate_until", "x", {"until": [], "do_sample": "maybe"})
+    with pytest.raises(InputError, match="do_sample: expected true or false, found 'maybe'"):
+        lm.generate_until([asked], disable_tqdm=True)
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_options_without_effect_are_taken(do_sample: bool, lm: ShoalLM) -> None:
+    plain = {"until": ["\n"], "max_gen_toks": 8, "do_sample": do_sample, "seed": 4}
+    harmless = {
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "use_cache": False,
+        "top_k": None,
+        "num_return_sequences": None,
+    }
+    requests = [request("generate_until", PROMPTS[0], o) for o in (plain, plain | harmless)]
+    found = lm.generate_until(requests, disable_tqdm=True)
+    assert found[0] == found[1] != ""
+
+
+def test_a_model_without_bos_and_eos_is_told_what_a_text_begins_after(
+    endless_bundle: Path, lm: ShoalLM
+) -> None:
+    endless = ShoalLM(str(endless_bundle), threads=1, max_length=64)
+    assert endless.eot_token_id is None
+    asked = request("generate_until", PROMPTS[0], {"until": [","], "max_gen_toks": 8})
+    assert endless.generate_until([asked], disable_tqdm=True) != [""]
+    pair = [request("loglikelihood", "And God", " said")]
+    scores = [each.loglikelihood(pair, disable_tqdm=True) for each in (endless, lm)]
+    assert scores[0] == scores[1]
+    whole, empty = request("loglikelihood_rolling", TEXTS[0]), request("loglikelihood", "", "And")
+    advice = "no BOS and no EOS token .* --model_args prefix_token_id=ID"
+    with pytest.raises(InputError, match=advice):
+        endless.loglikelihood_rolling([whole], disable_tqdm=True)
+    with pytest.raises(InputError, match=advice):
+        endless.loglikelihood([empty], disable_tqdm=True)
+
+    arguments = f"pretrained={endless_bundle},threads=1,max_length=64"
+    told = ShoalLM.create_from_arg_string(f"{arguments},prefix_token_id={lm.prefix_token_id}")
+    for kind, asked in (("loglikelihood_rolling", whole), ("loglikelihood", empty)):
+        answers = [getattr(each, kind)([asked], disable_tqdm=True) for each in (told, lm)]
+        assert answers[0] == answers[1]
+    with pytest.raises(InputError, match="token id 4096 is outside the vocabulary of 4096"):
+        ShoalLM.create_from_arg_string(f"{arguments},prefix_token_id=4096")
 
 
 def test_a_context_longer_than_the_model_can_read_is_refused(fp32_bundle: Path) -> None:
