@@ -5,6 +5,7 @@ B rows   T columns   W vocab_size
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import weakref
@@ -14,15 +15,33 @@ from typing import Any
 import torch
 from optimum.modeling_base import OptimizedModel
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, GenerationMixin, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PretrainedConfig,
+    StoppingCriteriaList,
+)
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from shoal.export.optimum.cache_name import CACHE
-from shoal.export.optimum.context_cache import ContextCache
+from shoal.export.optimum.cache_name import CACHE, take_cache
+from shoal.export.optimum.context_cache import layer_in
+from shoal.export.optimum.forward_inputs import (
+    check_ids,
+    check_labels,
+    check_options,
+    check_positions,
+    real_columns,
+)
+from shoal.export.optimum.full_context import FullContext
+from shoal.export.optimum.kept_logits import first_kept, select_logits
 from shoal.export.pipeline import export_bundle
 from shoal.export.writing.folder import replaced_folder
+from shoal.graphs.cache_types import CacheType
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.runtime import Model, open_bundle
@@ -30,16 +49,6 @@ from shoal.runtime.engine.session import Kernels
 
 _ABOUT_THE_FILES = ("model_type", "quantization_config", "auto_map", "torch_dtype", "dtype")
 """Keys of config.json that say how the checkpoint was stored, not what the model is."""
-
-_NOT_IN_A_BUNDLE = (
-    "inputs_embeds",
-    "labels",
-    "output_attentions",
-    "output_hidden_states",
-    "position_ids",
-)
-"""What models of transformers take and a bundle cannot; anything else they are handed is none of a
-model's business, and differs from version to version."""
 
 
 class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
@@ -80,6 +89,9 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         token: str | None = None,
         kernels: Kernels = "auto",
         threads: int | None = None,
+        cache: CacheType = "float32",
+        max_context: int | None = None,
+        max_memory: int | None = None,
     ) -> ShoalForCausalLM:
         """Open a bundle, or export a checkpoint first.
 
@@ -93,12 +105,23 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
             token: for the hub.
             kernels: as in ``open_bundle``.
             threads: as in ``open_bundle``.
+            cache: as in ``open_bundle``.
+            max_context: as in ``open_bundle``.
+            max_memory: as in ``open_bundle``.
 
         Raises:
             ShoalError: see ``open_bundle`` and ``export_bundle``.
         """
+        opened = functools.partial(
+            open_bundle,
+            kernels=kernels,
+            threads=threads,
+            cache=cache,
+            max_context=max_context,
+            max_memory=max_memory,
+        )
         if not export:
-            return cls(open_bundle(model_id, kernels=kernels, threads=threads))
+            return cls(opened(model_id))
         folder = Path(tempfile.mkdtemp(prefix="shoal-"))
         try:
             bundle = folder / "bundle"
@@ -111,7 +134,7 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
                 revision=revision,
                 token=token,
             )
-            model = cls(open_bundle(bundle, kernels=kernels, threads=threads))
+            model = cls(opened(bundle))
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -122,12 +145,14 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        cache: ContextCache | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        return_dict: bool = True,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         *,
-        past_key_values: ContextCache | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Read a batch of tokens.
@@ -136,31 +161,79 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
             input_ids: int64 [B,T].
             attention_mask: [B,S], 0 where there is padding, over the columns read before and now;
                 None for no padding.
-            cache: what the call before returned; columns are read after those.
-            use_cache: whether to return the cache.
-            logits_to_keep: columns at the end to compute logits for; 0 for all.
-            return_dict: whether to return an object, else a tuple.
+            position_ids: [B,T], which must count the tokens of each row; None for that.
+            cache: what the call before returned, or an empty ``DynamicCache``; columns are read
+                after those in it, and it holds them afterwards.
             past_key_values: ``cache`` as transformers called it before 5.24.
-            options: what else transformers may hand to a model; makes no difference to this one.
+            labels: int64 [B,T], the token of each column; -100 is left out of the loss.
+            use_cache: whether to return the cache.
+            logits_to_keep: columns at the end to compute logits for, 0 for all; or columns, int64
+                [n] or [B,n]; or which, bool [B,T].
+            return_dict: whether to return an object, else a tuple; None as the config says.
+            options: what else transformers may hand to a model or its loss; makes no difference to
+                this one.
 
         Returns:
-            Logits float32 [B,T,W] (or fewer columns), zeros at padding; and the cache.
+            Logits float32 [B,T,W] (or fewer columns), zeros at padding; the cache; with labels the
+            loss, the mean in nats of each token after those before it.
 
         Raises:
-            InputError: ids or a mask that do not fit, or an option that a bundle does not have.
+            InputError: ids, a mask, positions, labels or a cache that do not fit, or an option that
+                a bundle does not have.
             RuntimeFailure: onnxruntime or memory failed.
         """
-        _check_options(options)
-        cache = past_key_values if cache is None else cache
-        if cache is None:
-            cache = ContextCache(self.model, input_ids.shape[0])
-        real_BT = _real_tokens(input_ids, attention_mask, cache)
-        num_logits = min(logits_to_keep, input_ids.shape[1]) or input_ids.shape[1]
+        check_options(options)
+        given = take_cache({"cache": cache, "past_key_values": past_key_values})
+        cache, layer = layer_in(given, self.model)
+        check_ids(input_ids, layer.num_rows)
+        layer.start(len(input_ids))
+        shape, num_new = input_ids.shape, input_ids.shape[1]
+        real_BS = real_columns(attention_mask, layer.real_BS, shape)
+        real_BT = real_BS[:, -num_new:]
+        check_positions(position_ids, real_BS, num_new)
+        first = first_kept(logits_to_keep, shape)
+        if labels is not None:
+            check_labels(labels, real_BT, options)
+            first = 0  # the loss is that of all columns
+        logits = layer.read(input_ids, real_BT, num_new - first)
         output = CausalLMOutputWithPast(
-            logits=cache.read(input_ids, real_BT, num_logits),
+            loss=None if labels is None else _loss(logits, labels, **options),
+            logits=select_logits(logits_to_keep, logits, first),
             **{CACHE: None if use_cache is False else cache},
         )
+        if return_dict is None:
+            return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        *others: Any,
+        **options: Any,
+    ) -> Any:
+        """Transformers' ``generate``, which ends with a warning where a context is full.
+
+        Args:
+            inputs: the prompts, int64 [B,T], padded on the left.
+            generation_config: as in transformers.
+            logits_processor: as in transformers.
+            stopping_criteria: as in transformers.
+            others: what else transformers takes.
+            options: what else transformers takes.
+        """
+        ids = inputs if inputs is not None else options.get("input_ids")
+        if ids is not None:
+            check_ids(ids, None)
+        is_full = FullContext(self.model.max_context, ids, options.get("attention_mask"))
+        if (cache := take_cache(options)) is not None:
+            options[CACHE] = cache
+        criteria = StoppingCriteriaList([*(stopping_criteria or ()), is_full])
+        return super().generate(
+            inputs, generation_config, logits_processor, criteria, *others, **options
+        )
 
     @property
     def device(self) -> torch.device:
@@ -226,39 +299,15 @@ def _config_of(model: Model) -> PretrainedConfig:
 
 def _generation_config_of(model: Model, config: PretrainedConfig) -> GenerationConfig:
     if "generation_config.json" in model.manifest.files:
-        return GenerationConfig.from_pretrained(str(model.bundle.folder))
-    generation_config = GenerationConfig.from_model_config(config)
-    generation_config.eos_token_id = list(model.manifest.model.eos_token_ids)
+        generation_config = GenerationConfig.from_pretrained(str(model.bundle.folder))
+    else:
+        generation_config = GenerationConfig.from_model_config(config)
+        generation_config.eos_token_id = list(model.manifest.model.eos_token_ids)
+    if generation_config.eos_token_id == []:  # transformers looks for a token in an empty list
+        generation_config.eos_token_id = None
     return generation_config
 
 
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuse what would change an answer but cannot here.
-
-    Raises:
-        InputError: an option is set that a bundle does not have.
-    """
-    for name in _NOT_IN_A_BUNDLE:
-        if options.get(name) is not None and options[name] is not False:
-            raise InputError(f"{name}: a bundle takes token ids and gives logits; leave it out")
-
-
-def _real_tokens(ids_BT: Tensor, mask_BS: Tensor | None, cache: ContextCache) -> Tensor:
-    """Which tokens are no padding, bool [B,T].
-
-    Raises:
-        InputError: shapes that do not fit each other.
-    """
-    if ids_BT.dim() != 2 or ids_BT.shape[0] != len(cache.contexts):
-        raise InputError(
-            f"input_ids: expected shape [{len(cache.contexts)}, tokens], found {list(ids_BT.shape)}"
-        )
-    if mask_BS is None:
-        return torch.ones_like(ids_BT, dtype=torch.bool)
-    expected = [ids_BT.shape[0], cache.get_seq_length() + ids_BT.shape[1]]
-    if list(mask_BS.shape) != expected:
-        raise InputError(
-            f"attention_mask: expected shape {expected}, found {list(mask_BS.shape)}; give it for "
-            "the columns in the cache too"
-        )
-    return mask_BS[:, -ids_BT.shape[1] :].bool()
+def _loss(logits_BTW: Tensor, labels_BT: Tensor, **options: Any) -> Tensor:
+    loss: Tensor = ForCausalLMLoss(logits_BTW, labels_BT, logits_BTW.shape[-1], **options)
+    return loss

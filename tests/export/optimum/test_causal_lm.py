@@ -9,44 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from tests.export.optimum.conftest import PROMPTS
 from tests.tolerances import BUNDLE_LOGITS
-from transformers import AutoTokenizer, DeepseekV3Config, DeepseekV3ForCausalLM, pipeline
+from transformers import DeepseekV3Config, pipeline
 
 from shoal.export.optimum import ShoalForCausalLM, causal_lm
 from shoal.export.optimum.cache_name import CACHE
-from shoal.export.optimum.context_cache import ContextCache
+from shoal.export.optimum.context_cache import ContextLayer
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
 
 pytestmark = pytest.mark.dependencies
 
-PROMPTS = ["And God said", "It is a truth universally acknowledged, that", "The"]
 LENGTH = 24
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_checkpoint: Path) -> Any:
-    return DeepseekV3ForCausalLM.from_pretrained(
-        tiny_checkpoint, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def model(fp32_bundle: Path) -> ShoalForCausalLM:
-    return ShoalForCausalLM.from_pretrained(fp32_bundle, threads=1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(fp32_bundle: Path) -> Any:
-    return AutoTokenizer.from_pretrained(fp32_bundle, padding_side="left")
-
-
-@pytest.fixture(scope="module")
-def batch(tokenizer: Any) -> Any:
-    """Three prompts of different lengths, padded on the left."""
-    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
-    assert 0 < batch["attention_mask"].sum() < batch["attention_mask"].numel()
-    return batch
 
 
 def test_greedy_tokens_are_those_of_shoal(model: ShoalForCausalLM, fp32_bundle: Path) -> None:
@@ -79,23 +54,22 @@ def test_beams_of_one_prompt_share_its_computation(
     model: ShoalForCausalLM, batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    one_row = ContextCache._read_row
+    one_row = ContextLayer._read_row
 
     def counted(self: Any, row: int, early: list[int], late: list[int]) -> torch.Tensor:
         read.append(len(early) + len(late))
         return one_row(self, row, early, late)
 
-    monkeypatch.setattr(ContextCache, "_read_row", counted)
+    monkeypatch.setattr(ContextLayer, "_read_row", counted)
     model.generate(**batch, max_new_tokens=2, num_beams=4, do_sample=False)
     assert sorted(read) == sorted([*batch["attention_mask"].sum(1).tolist(), *[1] * 12])
 
 
-@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_returned_cache_goes_on_where_it_was(
     name: str, model: ShoalForCausalLM, batch: Any
 ) -> None:
-    options = {"do_sample": False, "return_dict_in_generate": True}
+    options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
     first = model.generate(**batch, max_new_tokens=8, **options)
     new = torch.ones(len(PROMPTS), 8, dtype=torch.int64)
     going_on = model.generate(
@@ -110,16 +84,15 @@ def test_a_returned_cache_goes_on_where_it_was(
 
 
 def test_logits_are_those_of_transformers_and_zero_at_padding(
-    model: ShoalForCausalLM, oracle: Any, tokenizer: Any
+    model: ShoalForCausalLM, oracle: Any, right_padded: Any
 ) -> None:
-    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="right")
-    real = batch["attention_mask"].bool()
+    real = right_padded["attention_mask"].bool()
     with torch.no_grad():
-        expected = oracle(**batch).logits
-    found = model(**batch).logits
+        expected = oracle(**right_padded).logits
+    found = model(**right_padded).logits
     assert (found[real] - expected[real]).abs().max() <= BUNDLE_LOGITS
     assert not found[~real].any()
-    logits, _ = model(**batch, return_dict=False)
+    logits, _ = model(**right_padded, return_dict=False)
     assert torch.equal(logits, found)
 
 
@@ -196,17 +169,14 @@ def test_a_checkpoint_is_exported_to_a_folder_that_goes_away(
 
 
 def test_what_cannot_be_done_is_refused(
-    model: ShoalForCausalLM, oracle: Any, batch: Any, tokenizer: Any
+    model: ShoalForCausalLM, oracle: Any, batch: Any, right_padded: Any
 ) -> None:
-    right = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="right")
     with pytest.raises(InputError, match="found padding in row 0; pad on the left"):
-        model.generate(**right, max_new_tokens=1)
+        model.generate(**right_padded, max_new_tokens=1)
     with pytest.raises(InputError, match=r"expected shape \[1, 2\], found \[1, 3\]"):
         model(torch.tensor([[1, 2]]), attention_mask=torch.ones(1, 3))
     with pytest.raises(InputError, match=r"expected shape \[3, tokens\], found \[1, 1\]"):
         model(torch.tensor([[1]]), cache=model(**batch)[CACHE])
-    with pytest.raises(InputError, match=r"^position_ids: a bundle takes token ids"):
-        model(torch.tensor([[1]]), position_ids=torch.tensor([[7]]))
     with pytest.raises(ValueError, match="assisted generation is not supported"):
         model.generate(torch.tensor([[1]]), assistant_model=oracle, max_new_tokens=1)
     with pytest.raises(InputError, match="bundles run on the CPU, found cuda"):
