@@ -17,8 +17,8 @@ from tests.runtime.text.chat_templates import CONVERSATIONS, TEMPLATES
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import InputError
 from shoal.runtime.opening import open_bundle
+from shoal.runtime.server.line_buffer import LineBuffer
 from shoal.runtime.server.line_requests import END_OF_ANSWER, LineRequests
-from shoal.runtime.server.listener import LineBuffer
 
 _TEMPLATE_FILE = "chat_template.jinja"
 _SOUND_LINE = b'{"prompt": "It is a truth", "max_new_tokens": 1, "temperature": 0}'
