@@ -29,8 +29,8 @@ class ContextFormat:
             path = samples.work / f"context{draft}"
             path.unlink(missing_ok=True)
             options = {**_OPTIONS, "draft": draft}
-            dialogue = open_dialogue(self._model, options, path, chat=False, system=None)
-            dialogue.answer("It is a truth", lambda piece: None)
+            with open_dialogue(self._model, options, path, chat=False, system=None) as dialogue:
+                dialogue.answer("It is a truth", lambda piece: None)
             self._sound.append(path.read_bytes())
 
     def prepare(self, rng: Random, folder: Path) -> Use:
@@ -54,9 +54,10 @@ class ContextFormat:
         return lambda: self._use(path, may_open)
 
     def _use(self, path: Path, may_open: bool) -> None:
-        dialogue = open_dialogue(self._model, dict(_OPTIONS), path, chat=False, system=None)
-        require(may_open, "a context whose checksum is wrong")
-        dialogue.answer(" again", lambda piece: None)
+        options = dict(_OPTIONS)
+        with open_dialogue(self._model, options, path, chat=False, system=None) as dialogue:
+            require(may_open, "a context whose checksum is wrong")
+            dialogue.answer(" again", lambda piece: None)
 
 
 def _changed_header(rng: Random, header: dict[str, object]) -> object:
