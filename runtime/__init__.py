@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.runtime.engine.context import Context
     from shoal.runtime.evaluation.evaluate import evaluate
+    from shoal.runtime.kernels.library import end_on_lost_weights
     from shoal.runtime.model import Model
     from shoal.runtime.opening import open_bundle
 
-__all__ = ["Context", "Model", "evaluate", "open_bundle"]
+__all__ = ["Context", "Model", "end_on_lost_weights", "evaluate", "open_bundle"]
 
 _HOMES = {
     "Context": "shoal.runtime.engine.context",
     "Model": "shoal.runtime.model",
+    "end_on_lost_weights": "shoal.runtime.kernels.library",
     "evaluate": "shoal.runtime.evaluation.evaluate",
     "open_bundle": "shoal.runtime.opening",
 }

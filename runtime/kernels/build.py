@@ -20,7 +20,7 @@ SOURCES = Path(__file__).parent / "src"
 
 # c++2a: C++20 by the name that GCC 8 and 9 know, too.
 # -ffp-contract=off: results must not depend on what a compiler fuses; fused multiply-adds are
-# written out. Hidden visibility: nothing but the three exported functions can clash with others.
+# written out. Hidden visibility: nothing but the few exported functions can clash with others.
 COMPILE_FLAGS = (
     "-std=c++2a",
     "-O3",

@@ -28,6 +28,27 @@ def find_library(path: Path = LIBRARY_FILE) -> KernelLibrary | str:
     return _read(path)
 
 
+def end_on_lost_weights() -> bool:
+    """End this process with a line and exit status 1 when weights in use are cut or unreadable.
+
+    Weights are mapped. When their file is cut meanwhile, or its disk fails, the system sends SIGBUS
+    to whatever thread reads them, and the process dies of it: nothing can be computed without the
+    weights, and there is no place to raise an exception. After a call of this function, which the
+    command ``shoal`` makes, the process ends with a line on stderr that names the file. It ends at
+    once: buffers are not flushed. A SIGBUS for any other reason has the effect it had before.
+
+    Returns:
+        Whether it holds: False where the library of the native kernels is not installed.
+    """
+    if isinstance(find_library(), str):
+        return False
+    function = getattr(_open(LIBRARY_FILE), "shoal_end_on_lost_weights", None)
+    if function is None:  # a library of an older build
+        return False
+    function.restype = ctypes.c_bool
+    return bool(function())
+
+
 @functools.cache
 def _open(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))

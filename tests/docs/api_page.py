@@ -46,7 +46,7 @@ class Section:
 SECTIONS = (
     Section(
         module="shoal.runtime",
-        names=("open_bundle", "Model", "Context", "evaluate"),
+        names=("open_bundle", "Model", "Context", "evaluate", "end_on_lost_weights"),
         results=(
             ("shoal.runtime.generate", "Generation"),
             ("shoal.runtime.engine.step", "Step"),
