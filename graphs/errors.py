@@ -8,12 +8,20 @@
     |-- InputError         token ids, prompts, lengths or options out of range
     `-- RuntimeFailure     onnxruntime or the machine refused: memory, threads, kernels
 
-Every message says where, what was expected, what was found and what to do.
+Every message says where, what was expected, what was found and what to do; what a file or a name
+has put into it does not make it longer than ``message_length.LONGEST_MESSAGE``.
 """
+
+from __future__ import annotations
+
+from shoal.graphs.message_length import bounded
 
 
 class ShoalError(Exception):
     """Root of every error that is reported to the user in one line."""
+
+    def __str__(self) -> str:
+        return bounded(super().__str__())
 
 
 class ConfigError(ShoalError):

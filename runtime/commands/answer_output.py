@@ -6,6 +6,7 @@ import sys
 import time
 
 from shoal.runtime.console.report import progress_line
+from shoal.runtime.console.streams import flush_result, write_result
 from shoal.runtime.dialogue.answer import Answer
 from shoal.runtime.generate import Generation
 from shoal.runtime.units import format_rate
@@ -43,8 +44,8 @@ class AnswerOutput:
         """Write a piece of the answer."""
         self._clear()
         if not self._quiet:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            write_result(piece)
+            flush_result()
 
     def end(self) -> None:
         """End the line of the answer, whether or not there was one."""

@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from shoal.graphs.errors import ShoalError
+from shoal.graphs.message_length import bounded
 from shoal.runtime.commands.options import build_parser
+from shoal.runtime.console.streams import (
+    is_closed,
+    open_streams,
+    settle,
+    unwritten,
+    write_message,
+)
+from shoal.runtime.kernels.library import end_on_lost_weights
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 0, 1, 2, 130, 141
+
+_MAPS_WEIGHTS = ("run", "eval", "bench")
+_STDOUT_CLOSED = "error: stdout is closed; send it to a file, or to /dev/null"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -42,28 +52,51 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    open_streams()
+    code = _parse_and_run(argv)
+    refused = settle(sys.stdout)  # the end of what was written may go no further
+    if refused is not None and code == EXIT_DONE:
+        code = _failed_to_write(refused)
+    settle(sys.stderr)
+    return code
+
+
+def _parse_and_run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model writes more than Latin-1 can show
     try:
         args = parser.parse_args(argv)
         if args.verb is None:
             parser.print_help(sys.stderr)
             return EXIT_USAGE
     except SystemExit as stop:  # argparse: --help, --version or wrong usage
-        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+        code = stop.code if isinstance(stop.code, int) else EXIT_DONE
+        return _fail(_STDOUT_CLOSED) if code == EXIT_DONE and is_closed(sys.stdout) else code
+    except BrokenPipeError:
+        return EXIT_BROKEN_PIPE
+    except ShoalError as error:  # stdout refuses the help
+        return _fail(f"error: {error}")
+    if is_closed(sys.stdout) and getattr(args, "listen", None) is None:
+        return _fail(_STDOUT_CLOSED)
     return run_verb(args)
+
+
+def _failed_to_write(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    return _fail(f"error: {unwritten(error)}")
 
 
 def run_verb(args: argparse.Namespace) -> int:
     """Run the verb that was asked for; every failure becomes one line and an exit code."""
+    if args.verb in _MAPS_WEIGHTS:
+        end_on_lost_weights()
     try:
         with _short_warnings(args.debug):
-            return _run_and_flush(args)
+            return find_command(args)(args)
     except KeyboardInterrupt:
-        return _fail("stopped", args.debug, EXIT_INTERRUPTED)
+        return _fail("stopped", code=EXIT_INTERRUPTED)
     except BrokenPipeError:
-        return _reader_went_away()
+        return EXIT_BROKEN_PIPE
     except ShoalError as error:
         return _fail(f"error: {error}", args.debug)
     except (OSError, MemoryError) as error:
@@ -71,12 +104,6 @@ def run_verb(args: argparse.Namespace) -> int:
     except Exception as error:
         hint = "this is a bug in shoal; run again with --debug and report the traceback"
         return _fail(f"error: {args.verb}: {_describe(error)}; {hint}", args.debug)
-
-
-def _run_and_flush(args: argparse.Namespace) -> int:
-    code = find_command(args)(args)
-    sys.stdout.flush()  # here, where a reader that went away is still noticed
-    return code
 
 
 def find_command(args: argparse.Namespace) -> Command:
@@ -87,7 +114,7 @@ def find_command(args: argparse.Namespace) -> Command:
 
 
 def _describe(error: BaseException) -> str:
-    text = str(error)
+    text = bounded(str(error))
     if isinstance(error, MemoryError):
         return "out of memory; close other programs or use a shorter context"
     if isinstance(error, OSError) and error.strerror:
@@ -95,30 +122,17 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _fail(line: str, debug: bool, code: int = EXIT_FAILED) -> int:
-    if debug and code == EXIT_FAILED:
-        traceback.print_exc()
-    _write_line(sys.stderr, line)
+def _fail(line: str, debug: bool = False, code: int = EXIT_FAILED) -> int:
+    with suppress(BrokenPipeError):  # nobody is there to read it
+        if debug:
+            write_message(traceback.format_exc().rstrip())
+        _write_line(line)
     return code
 
 
-def _write_line(stream: TextIO, text: str) -> None:
-    """One line, whatever the message holds; bytes of odd file names are escaped, not fatal."""
-    line = " ".join(text.split())
-    encoding = stream.encoding or "utf-8"
-    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-
-
-def _reader_went_away() -> int:
-    """Point stdout at the null device, so that the flush at exit does not fail a second time."""
-    try:
-        descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return EXIT_BROKEN_PIPE
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)
-    return EXIT_BROKEN_PIPE
+def _write_line(text: str) -> None:
+    """One line, whatever the message holds."""
+    write_message(bounded(" ".join(text.split())))
 
 
 @contextmanager
@@ -142,7 +156,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    _write_line(file or sys.stderr, f"warning: {message}")
+    _write_line(f"warning: {message}")
 
 
 if __name__ == "__main__":

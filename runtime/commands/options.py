@@ -13,7 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.runtime.commands.options_bench import add_bench_options
-from shoal.runtime.commands.options_common import UsageFormatter, add_common_options
+from shoal.runtime.commands.options_common import (
+    CommandParser,
+    UsageFormatter,
+    add_common_options,
+)
 from shoal.runtime.commands.options_doctor import add_doctor_options
 from shoal.runtime.commands.options_eval import add_eval_options
 from shoal.runtime.commands.options_export import add_export_options
@@ -79,7 +83,7 @@ VERBS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="shoal", description=DESCRIPTION, formatter_class=UsageFormatter, allow_abbrev=False
     )
     parser.add_argument(

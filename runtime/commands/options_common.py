@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from shoal.graphs.cache_types import CACHE_TYPES
+from shoal.graphs.message_length import bounded
 from shoal.runtime.commands.option_types import byte_count, positive_int
+from shoal.runtime.console.streams import write_result
+from shoal.runtime.console.visible import visible
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Repeats arguments, which may be names of files from anywhere, so that terminals can show."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and end."""
+        super().error(bounded(visible(message)))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself would say nothing of a stdout that refuses it."""
+        if file is sys.stdout:
+            write_result(message)
+        else:
+            super()._print_message(message, file)
 
 
 class UsageFormatter(argparse.HelpFormatter):

@@ -16,6 +16,7 @@ from shoal.runtime.commands.interactive import run_dialogue
 from shoal.runtime.commands.option_values import machine_options, sampling_options
 from shoal.runtime.commands.verbose import write_memory, write_opened
 from shoal.runtime.console.report import progress_line, write_json
+from shoal.runtime.console.streams import is_closed
 from shoal.runtime.dialogue.answer import answer_report
 from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.dialogue.saved_dialogue import open_dialogue
@@ -35,6 +36,8 @@ def run_command(args: argparse.Namespace) -> int:
         if not loops:
             raise InputError("run --cap-new-tokens: expected --loop or --listen; give one of them")
         args.max_new_tokens = min(args.max_new_tokens, args.cap_new_tokens)
+    if args.loop and args.listen is None and is_closed(sys.stdin):
+        raise InputError("run --loop: stdin is closed; send lines to it, or listen with --listen")
     interactive = args.prompt is None and sys.stdin.isatty() and not loops
     if interactive and args.json:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
@@ -93,7 +96,12 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def _read_stdin() -> str:
-    content = sys.stdin.buffer.read(LONGEST_TEXT + 1)
+    try:
+        content = sys.stdin.buffer.read(LONGEST_TEXT + 1) or b""
+    except OSError as error:
+        raise InputError(
+            f"stdin: cannot be read ({error.strerror or error}); give --prompt TEXT"
+        ) from error
     if len(content) > LONGEST_TEXT:
         raise InputError(
             f"stdin: expected a prompt of at most {LONGEST_TEXT} bytes, found more; shorten it"

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from shoal.runtime.console.report import progress_line
+from shoal.runtime.console.visible import visible
 
 Unit = Literal["bytes", "tokens"]
 
@@ -79,7 +80,7 @@ class WorkProgress:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Take the state of the work; shows it when there is something new to see."""
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, what=what)
+            self._bar.update(self._task, completed=done, total=total, what=visible(what))
             return
         now_s = time.monotonic()
         if self._started_s is None:
