@@ -24,7 +24,7 @@ from shoal.export.peak_memory import peak_memory_bytes
 from shoal.export.plan import ExportModel, open_model, small_files, used_formats
 from shoal.export.tracing.assemble import Graphs
 from shoal.export.transfer import Note, open_transfer
-from shoal.export.writing.folder import check_target, replaced_folder, writing
+from shoal.export.writing.folder import check_place, check_target, replaced_folder, writing
 from shoal.export.writing.journal import Journal, ResumePoint, fingerprint
 from shoal.export.writing.sinks import CompareSink, FileSink, Progress
 from shoal.graphs.contract import GRAPH_FILES, MANIFEST_FILE, WEIGHTS_FILE
@@ -105,7 +105,8 @@ def export_bundle(
         calibrate=None if calibrate is None else Path(calibrate),
         calibrate_tokens=calibrate_tokens,
     )
-    check_target(bundle.absolute(), force)  # before anything is fetched
+    check_target(bundle.absolute(), force)
+    check_place(bundle)  # before anything is fetched
     opened = open_checkpoint(checkpoint, revision=revision, token=token)
     with replaced_folder(bundle, force=force, keep=resume) as work:
         model = open_model(opened, recipe, choice)

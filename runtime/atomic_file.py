@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import glob
 import os
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import IO
 
 from shoal.graphs.errors import RuntimeFailure
+from shoal.graphs.output_files import advice_on, check_file_size, check_replaceable
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_PREFIX = 100
 """Characters of a name that its temporary one repeats: the two need not fit into 255 bytes."""
 
 _RANDOM_BYTES = 8
+_BLOCK_BYTES = 4096
 
 
 @contextmanager
-def atomic_file(path: Path, what: str) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, what: str, size: int = 0) -> Iterator[IO[bytes]]:
     """Write to a file beside ``path`` that takes its name when the block is left without an error.
 
     Its temporary name is chosen at random, as process ids repeat between containers that share a
@@ -30,30 +30,59 @@ def atomic_file(path: Path, what: str) -> Iterator[IO[bytes]]:
     one left behind and remove it.
 
     Args:
-        path: where; a file that is there already is replaced then.
+        path: where; a file that is there already is replaced then, and a link stays a link.
         what: what the file holds, for the message.
+        size: bytes it will have, if that is known; a file system that cannot hold so many in one
+            file then refuses before anything is written.
 
     Raises:
         RuntimeFailure: the disk is full or refuses. What was there before is still there.
     """
-    beside = f".{path.name[:_LONGEST_PREFIX]}."
+    with _refusals(path, what), _temporary_file(path) as (file, name, target):
+        check_file_size(file.fileno(), size)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(name, target)  # before the lock goes
+
+
+def check_place(path: Path, what: str) -> None:
+    """See that ``atomic_file`` can write there, before there is something to write.
+
+    Raises:
+        RuntimeFailure: it cannot.
+    """
+    with _refusals(path, what), _temporary_file(path) as (file, name, _):
+        file.write(bytes(_BLOCK_BYTES))
+        file.flush()
+        name.unlink()
+
+
+@contextmanager
+def _refusals(path: Path, what: str) -> Iterator[None]:
     try:
-        _remove_leftovers(path.parent, beside)
-        file, name = _new_file(path, beside)
-        try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(name, path)  # before the lock goes
-        except BaseException:
-            with suppress(OSError):
-                name.unlink()
-            raise
+        yield
     except OSError as error:
         raise RuntimeFailure(
-            f"{path}: {what} could not be written ({error.strerror or error}); {_advice(error)}"
+            f"{path}: {what} could not be written ({error.strerror or error}); {advice_on(error)}"
         ) from error
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[tuple[IO[bytes], Path, Path]]:
+    """A new file beside what ``path`` leads to, its name, and where ``path`` leads to."""
+    target = Path(os.path.realpath(path))
+    check_replaceable(target)
+    beside = f".{target.name[:_LONGEST_PREFIX]}."
+    _remove_leftovers(target.parent, beside)
+    file, name = _new_file(target, beside)
+    try:
+        with file:
+            yield file, name, target
+    except BaseException:
+        with suppress(OSError):
+            name.unlink()
+        raise
 
 
 def _new_file(path: Path, beside: str) -> tuple[IO[bytes], Path]:
@@ -65,16 +94,6 @@ def _new_file(path: Path, beside: str) -> tuple[IO[bytes], Path]:
         if os.fstat(file.fileno()).st_nlink:
             return file, name
         file.close()  # taken for a leftover before it was locked
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in _FULL:
-        return "free disk space or choose another place"
-    if error.errno == errno.EFBIG:
-        return "files of this size are not allowed there (FAT32 ends at 4 GiB); choose another disk"
-    if error.errno == errno.ENOENT:
-        return "make the folder or choose another place"
-    return "make it writable or choose another place"
 
 
 def _remove_leftovers(folder: Path, beside: str) -> None:

@@ -13,14 +13,17 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import ExportError
+from shoal.graphs.output_files import advice_on
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_BLOCK_BYTES = 4096
 
 
 @contextlib.contextmanager
@@ -69,9 +72,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free some space" if full else "make it writable or choose another place"
-        raise ExportError(f"{target}: cannot be written: {error.strerror}; {advice}") from error
+        raise ExportError(
+            f"{target}: cannot be written: {error.strerror}; {advice_on(error)}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -102,6 +105,18 @@ def check_target(target: Path, force: bool) -> None:
         raise ExportError(f"{target}: is a folder with other files in it; choose another name")
     if not force:
         raise ExportError(f"{target}: a bundle is there already; --force replaces it")
+
+
+def check_place(target: Path) -> None:
+    """See that a bundle can be written to ``target``, before anything is read for it.
+
+    Raises:
+        ExportError: the file system refuses.
+    """
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    with writing(target), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_BLOCK_BYTES))
+        file.flush()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from shoal.export.writing.journal import ResumePoint
 from shoal.graphs.contract import WEIGHTS_FILE
 from shoal.graphs.errors import ExportError
 from shoal.graphs.manifest import FileInfo, TensorInfo
+from shoal.graphs.output_files import check_file_size
 from shoal.graphs.passes.weights import WeightPlan
 
 Progress = Callable[[int, int, str], None]
@@ -74,6 +75,8 @@ class FileSink:
             ]
         )
         try:
+            with writing(target):
+                check_file_size(self._file.fileno(), plan.total_bytes)
             if resume is not None:
                 self._hash_beginning(resume)
         except BaseException:

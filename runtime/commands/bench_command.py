@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes
+from shoal.runtime.atomic_file import check_place
 from shoal.runtime.bench.batch import measure_batch
 from shoal.runtime.bench.board_report import board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types
 from shoal.runtime.bench.speculate import measure_speculation
 from shoal.runtime.bench.speed import measure_decode, measure_prefill
 from shoal.runtime.commands.bench_tables import write_report
-from shoal.runtime.commands.board_row import write_board_report
+from shoal.runtime.commands.board_row import REPORT, write_board_report
 from shoal.runtime.commands.option_values import machine_options
 from shoal.runtime.console.report import progress_line, write_json
 from shoal.runtime.kernels.library import KernelLibrary, find_library
@@ -31,6 +33,8 @@ def bench_command(args: argparse.Namespace) -> int:
     condition = read_condition()
     if args.json and args.report == "-":
         raise InputError("bench --json: stdout can hold one report; name a file with --report")
+    if args.report not in (None, "-"):
+        check_place(Path(args.report), REPORT)
     before = read_resident()
     started_s = time.perf_counter()
     model = open_bundle(args.bundle, **machine_options(args))

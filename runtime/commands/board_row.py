@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from shoal.runtime.console.report import progress_line
+from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.console.report import progress_line, write_lines
+from shoal.runtime.console.streams import write_result
 from shoal.runtime.units import format_bytes, format_count, format_rate
+
+REPORT = "the report"
+"""What the file holds, for messages."""
 
 TABLE_HEADINGS = (
     "board",
@@ -27,15 +31,19 @@ def write_board_report(report: dict[str, Any], target: str) -> None:
     """Write the report to a file, or to stdout for ``-``, and its line of the table.
 
     Raises:
-        OSError: the file cannot be written.
+        RuntimeFailure: the file cannot be written.
     """
     text = json.dumps(report, indent=1) + "\n"
     if target == "-":
-        sys.stdout.write(text)
+        write_result(text)
     else:
-        Path(target).write_text(text, encoding="ascii")
+        with atomic_file(Path(target), REPORT) as file:
+            file.write(text.encode("ascii"))
     progress_line("bench: a row for docs/benchmarks.md:")
-    (sys.stderr if target == "-" else sys.stdout).write(summary(report) + "\n")
+    if target == "-":
+        progress_line(summary(report))
+    else:
+        write_lines([summary(report)])
 
 
 def summary(report: dict[str, Any]) -> str:

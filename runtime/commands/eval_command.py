@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shoal.graphs.model_forms import model_form
-from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.atomic_file import atomic_file, check_place
 from shoal.runtime.commands.checkpoints import fetch_checkpoint
 from shoal.runtime.commands.option_values import machine_options
 from shoal.runtime.console.progress import WorkProgress
@@ -15,9 +15,14 @@ from shoal.runtime.evaluation.page import evaluation_page
 from shoal.runtime.evaluation.results import Evaluation
 from shoal.runtime.evaluation.table import grids, summary
 
+_PAGE = "the page"
+
 
 def eval_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal eval``."""
+    for path, what in ((args.html, _PAGE), (args.save_reference, "the reference")):
+        if path is not None:
+            check_place(path, what)
     for name in (*args.models, args.reference):
         if name is not None and model_form(name) == "hub":
             fetch_checkpoint(name, args, what="evaluating a checkpoint")
@@ -37,7 +42,7 @@ def eval_command(args: argparse.Namespace) -> int:
             **machine_options(args),
         )
     if args.html is not None:
-        with atomic_file(args.html, "the page") as file:
+        with atomic_file(args.html, _PAGE) as file:
             file.write(evaluation_page(result).encode())
     if args.json:
         write_json(result.to_json())

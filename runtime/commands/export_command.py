@@ -37,7 +37,9 @@ _load = functools.partial(load_export, what="export")
 def export_command(args: argparse.Namespace) -> int:
     """Carry out ``shoal export``."""
     folder = _load("shoal.export.writing.folder")
-    folder.check_target(args.bundle.absolute(), args.force)  # before anything is fetched
+    folder.check_target(args.bundle.absolute(), args.force)
+    if not args.dry_run:
+        folder.check_place(args.bundle)  # before anything is fetched
     if args.dry_run:
         hub = {"revision": args.revision, "token": args.token}
         dry_run = _load("shoal.export.dry_run")

@@ -11,7 +11,7 @@ from shoal.runtime.bundle import Bundle
 from shoal.runtime.console.progress import WorkProgress
 from shoal.runtime.console.report import progress_line, write_json, write_lines
 from shoal.runtime.packing.device_wheels import fetch_wheels, find_wheels
-from shoal.runtime.packing.pack import write_pack
+from shoal.runtime.packing.pack import check_target, write_pack
 from shoal.runtime.packing.pack_format import WHEEL_FOLDER, Index
 from shoal.runtime.packing.unpack import unpack
 from shoal.runtime.units import format_bytes
@@ -28,6 +28,7 @@ def pack_command(args: argparse.Namespace) -> int:
     if args.fetch and args.wheels is None:
         raise InputError("--fetch: expected --wheels with the folder of shoal's own wheel; add it")
     bundle = Bundle.open(args.bundle)
+    check_target(args.file)
     with tempfile.TemporaryDirectory(prefix="shoal-wheels-") as folder:
         wheels = _wheels(args, Path(folder))
         with WorkProgress("pack") as progress:

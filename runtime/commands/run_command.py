@@ -11,6 +11,7 @@ from typing import Any
 from shoal.graphs.errors import InputError
 from shoal.graphs.footprint import bundle_cache_token_bytes
 from shoal.graphs.input_files import LONGEST_TEXT, decode_text, strip_mark
+from shoal.runtime.atomic_file import check_place
 from shoal.runtime.commands.answer_output import AnswerOutput, describe_speed, write_speed
 from shoal.runtime.commands.interactive import run_dialogue
 from shoal.runtime.commands.option_values import machine_options, sampling_options
@@ -41,6 +42,8 @@ def run_command(args: argparse.Namespace) -> int:
     interactive = args.prompt is None and sys.stdin.isatty() and not loops
     if interactive and args.json:
         raise InputError("run --json: expected a prompt, found a terminal; give --prompt TEXT")
+    if args.session is not None:
+        check_place(args.session, "the session")
     prompt = None if interactive or loops else read_prompt(args.prompt)
     started_s = time.perf_counter()
     model = open_bundle(args.bundle, **machine_options(args))

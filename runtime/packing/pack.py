@@ -12,7 +12,7 @@ from typing import IO
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
-from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.atomic_file import atomic_file, check_place
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.packing.pack_format import (
     BUNDLE_FOLDER,
@@ -26,6 +26,7 @@ from shoal.runtime.packing.pack_format import (
 )
 
 BLOCK_BYTES = 4 << 20
+_WHAT = "the pack"
 
 PackProgress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all and the name of the part."""
@@ -53,16 +54,27 @@ def write_pack(
         BundleError: the bundle is damaged.
         RuntimeFailure: the disk is full or refuses.
     """
+    check_target(target)
+    sources = [*_bundle_sources(bundle), *(_wheel_source(wheel) for wheel in wheels)]
+    index = Index(parts=tuple(source.part for source in sources))
+    check_space(target.parent, index.pack_bytes())
+    with atomic_file(target, _WHAT, index.pack_bytes()) as file:
+        _write(file, index, sources, progress)
+    return index
+
+
+def check_target(target: Path) -> None:
+    """Refuse a place for a pack before there is one.
+
+    Raises:
+        InputError: there is something already, or no folder.
+        RuntimeFailure: the disk is full or refuses.
+    """
     if os.path.lexists(target):
         raise InputError(f"{target}: exists already; remove it or choose another name")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent}: no such folder; make it or choose another place")
-    sources = [*_bundle_sources(bundle), *(_wheel_source(wheel) for wheel in wheels)]
-    index = Index(parts=tuple(source.part for source in sources))
-    check_space(target.parent, index.pack_bytes())
-    with atomic_file(target, "the pack") as file:
-        _write(file, index, sources, progress)
-    return index
+    check_place(target, _WHAT)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -22,6 +22,7 @@ from typing import IO
 
 from shoal.graphs.contract import MANIFEST_FILE
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
+from shoal.graphs.output_files import advice_on, check_file_size
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.machine.requirements import check_machine
 from shoal.runtime.packing.pack import BLOCK_BYTES, PackProgress, check_space
@@ -68,8 +69,8 @@ def unpack(pack: Path, target: Path, progress: PackProgress | None = None) -> Bu
             _sync_folder(target.parent)
         except OSError as error:
             raise RuntimeFailure(
-                f"{target}: could not be unpacked ({error.strerror or error}); free disk space or "
-                "choose another place, then run the command again to continue"
+                f"{target}: could not be unpacked ({error.strerror or error}); {advice_on(error)}, "
+                "then run the command again to continue"
             ) from error
     return Bundle.open(target)
 
@@ -141,6 +142,7 @@ class _Unpacking:
         with os.fdopen(os.open(unfinished, flags, 0o644), "r+b") as target:
             if not _is_own_file(os.fstat(target.fileno())):
                 raise _not_ours(self._staging, f"{unfinished.name}, a link or another user's")
+            check_file_size(target.fileno(), part.size)
             try:
                 self._copy(part, target)
             except BundleError:

@@ -109,14 +109,6 @@ def test_two_reports_for_stdout_are_refused(
     assert "stdout can hold one report" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_one_line(
-    int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = str(tmp_path / "nowhere" / "r.json")
-    assert main(["bench", str(int8_bundle), *SHORT, "--report", target]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: bench: {target}: No such")
-
-
 def test_the_table_in_the_docs_has_these_headings_and_no_other_rows() -> None:
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("|")]
     heading, rule, *found = [[cell.strip() for cell in row[1:-1].split("|")] for row in rows]

@@ -8,12 +8,13 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shoal.graphs.errors import RuntimeFailure
-from shoal.runtime.atomic_file import atomic_file
+from shoal.runtime.atomic_file import atomic_file, check_place
 
 KILLED = """
 import os, signal, sys
@@ -29,6 +30,10 @@ with atomic_file(Path(sys.argv[1]), "the text") as file:
 def write(path: Path, content: bytes) -> None:
     with atomic_file(path, "the text") as file:
         file.write(content)
+
+
+def check(path: Path) -> None:
+    check_place(path, "the text")
 
 
 def test_writers_with_one_process_id_do_not_meet(
@@ -86,3 +91,56 @@ def test_the_message_fits_the_reason(tmp_path: Path, code: int, advice: str) -> 
     ):
         raise OSError(code, os.strerror(code))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "b")
+    write(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").is_symlink()
+    assert (tmp_path / "disk" / "b").read_bytes() == b"whole"
+    assert os.listdir(tmp_path / "disk") == ["b"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("attempt", [lambda path: write(path, b"x"), check])
+def test_what_is_no_file_is_not_replaced(
+    tmp_path: Path, make: Callable[[Path], None], attempt: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(RuntimeFailure, match="choose another name"):
+        attempt(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_place_that_was_tried_is_as_it_was(tmp_path: Path) -> None:
+    check(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+    write(tmp_path / "a", b"old")
+    check(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+    with pytest.raises(RuntimeFailure, match="make the folder"):
+        check(tmp_path / "nowhere" / "a")
+
+
+def test_a_file_that_the_disk_cannot_hold_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FAT32, where no position from 4 GiB on can be reached."""
+    seek = os.lseek
+
+    def on_fat32(descriptor: int, position: int, how: int) -> int:
+        if position >= 1 << 32:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return seek(descriptor, position, how)
+
+    monkeypatch.setattr(os, "lseek", on_fat32)
+    with atomic_file(tmp_path / "a", "the text", (1 << 32) - 1) as file:
+        file.write(b"fits")
+    with (
+        pytest.raises(RuntimeFailure, match="FAT32 ends at 4 GiB"),
+        atomic_file(tmp_path / "b", "the text", 1 << 32),
+    ):
+        pytest.fail("written")
+    assert os.listdir(tmp_path) == ["a"]
