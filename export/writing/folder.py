@@ -111,8 +111,14 @@ def check_place(target: Path) -> None:
     """See that a bundle can be written to ``target``, before anything is read for it.
 
     Raises:
-        ExportError: the file system refuses.
+        ExportError: the file system refuses, or no bundle could run there.
     """
+    try:
+        str(target.absolute()).encode()
+    except UnicodeEncodeError as error:  # onnxruntime would refuse it
+        raise ExportError(
+            f"{target}: expected a path in UTF-8, found other bytes; choose another name"
+        ) from error
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     with writing(target), tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(_BLOCK_BYTES))

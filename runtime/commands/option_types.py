@@ -56,6 +56,22 @@ def probability_or_zero(text: str) -> float:
     return _number(text, float, "a number from 0 to 1", 0.0, 1.0)
 
 
+def utf8_text(text: str) -> str:
+    """Option type: text, which the shell has handed over in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("expected UTF-8 text, found other bytes") from error
+    return text
+
+
+def access_token(text: str) -> str:
+    """Option type: printable ASCII; what it is instead is not repeated, as it is a secret."""
+    if not (text.isascii() and text.isprintable()):
+        raise argparse.ArgumentTypeError("expected printable ASCII, found other characters")
+    return text
+
+
 def length_list(text: str) -> tuple[int, ...]:
     """Option type: whole numbers of at least 0, separated by commas; duplicates are dropped."""
     return tuple(sorted({non_negative_int(part) for part in text.split(",")}))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.message_length import bounded
-from shoal.runtime.commands.option_types import byte_count, positive_int
+from shoal.runtime.commands.option_types import access_token, byte_count, positive_int, utf8_text
 from shoal.runtime.console.streams import write_result
 from shoal.runtime.console.visible import visible
 
@@ -100,10 +100,14 @@ def add_hub_options(verb: argparse.ArgumentParser) -> None:
     """Add what fetching a checkpoint from the Hugging Face Hub takes."""
     group = verb.add_argument_group("Hugging Face Hub")
     group.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)"
+        "--revision",
+        type=utf8_text,
+        metavar="NAME",
+        help="branch, tag or commit (default: the main branch)",
     )
     group.add_argument(
         "--token",
+        type=access_token,
         metavar="TEXT",
         help="access token, for models that are not public (default: HF_TOKEN or a login)",
     )

@@ -12,6 +12,7 @@ from shoal.runtime.commands.option_types import (
     positive_int,
     probability,
     probability_or_zero,
+    utf8_text,
 )
 from shoal.runtime.commands.options_common import add_bundle, add_machine_options
 
@@ -129,6 +130,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--stop",
+        type=utf8_text,
         action="append",
         default=[],
         metavar="TEXT",
@@ -152,4 +154,6 @@ def _add_prompt_format(group: argparse._ArgumentGroup) -> None:
         const="raw",
         help="continue the prompt as plain text (default when the bundle has no chat template)",
     )
-    group.add_argument("--system", metavar="TEXT", help="system message of the chat")
+    group.add_argument(
+        "--system", type=utf8_text, metavar="TEXT", help="system message of the chat"
+    )

@@ -133,6 +133,7 @@ class GraphSession:
     """
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
+        _check_path(path)
         self.path = path
         self._keeps_scores = settings.library is None
         # Threads do not survive a fork: a run in the child would wait for them for ever.
@@ -244,6 +245,17 @@ class Binding:
             raise RuntimeFailure(
                 f"{self._where}: onnxruntime failed ({_reason(error)}); {advice}"
             ) from error
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what onnxruntime's binding would refuse with a page about types."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{path}: expected a path in UTF-8, as onnxruntime does, found other bytes; rename its "
+            "folders or move the bundle"
+        ) from error
 
 
 def _session_options(settings: SessionSettings) -> Any:

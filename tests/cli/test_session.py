@@ -82,7 +82,7 @@ def test_what_does_not_fit_the_session_is_one_line(
         (int8_bundle, ["--session", str(path), "--system", "x"], "--system is for a new session"),
         (fp32_bundle, ["--session", str(path)], "it belongs to another bundle"),
         (int8_bundle, ["--session", str(tmp_path / "other")], "found another context"),
-        (int8_bundle, ["--session", str(tmp_path)], "cannot be read"),
+        (int8_bundle, ["--session", str(tmp_path)], "Is a directory"),
     ):
         assert main(["run", str(bundle), "--prompt", "x", "--threads", "1", *options]) == 1
         err = capsys.readouterr().err
