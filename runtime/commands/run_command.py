@@ -25,6 +25,7 @@ from shoal.runtime.model import Model
 from shoal.runtime.opening import open_bundle
 from shoal.runtime.server.line_requests import LineRequests
 from shoal.runtime.server.loop import run_loop
+from shoal.runtime.server.termination import leave
 from shoal.runtime.units import format_bytes
 
 
@@ -50,13 +51,16 @@ def run_command(args: argparse.Namespace) -> int:
     load_s = time.perf_counter() - started_s
     if args.verbose:
         write_opened(model, load_s)
+    stopped = False
     with _open_dialogue(args, model) as dialogue:
         if loops:
-            run_loop(_line_requests(args, dialogue), args.listen, progress_line)
+            stopped = run_loop(_line_requests(args, dialogue), args.listen, progress_line)
         elif prompt is None:
             run_dialogue(dialogue)
         else:
             _answer_once(args, dialogue, prompt, load_s)
+    if stopped:
+        leave()
     return 0
 
 

@@ -23,13 +23,16 @@ from shoal.runtime.server.termination import Terminated, raised_on_sigterm
 
 def run_loop(
     requests: LineRequests, address: str | None, say: Callable[[str], object] = lambda text: None
-) -> None:
+) -> bool:
     """Answer lines until stdin ends or SIGTERM comes.
 
     Args:
         requests: answers them.
         address: where to listen, None for stdin; see ``listener.listen``.
         say: told when it is ready, and when it was stopped.
+
+    Returns:
+        Whether SIGTERM came.
 
     Raises:
         InputError: the address cannot be listened on.
@@ -48,8 +51,10 @@ def run_loop(
                     serve(server, requests.answer)
         except Terminated:
             say("stopped")
+            return True
         finally:
             notify("STOPPING=1")
+    return False
 
 
 def notify(state: str) -> None:

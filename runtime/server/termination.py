@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from shoal.runtime.engine.session import interrupt_runs
 
@@ -61,6 +63,17 @@ def raised_on_sigterm(grace_s: float = GRACE_S) -> Iterator[None]:
         os.close(write_end)
         watcher.join()
         signal.signal(signal.SIGTERM, signal.SIG_IGN if has_come else before)
+
+
+def leave() -> NoReturn:
+    """End the process with exit status 0, without taking the interpreter and the model apart.
+
+    That takes five times as long as all else that SIGTERM leads to, which on a machine with too
+    much to do is seconds.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _watch(read_end: int, has_ended: threading.Event, grace_s: float) -> None:
