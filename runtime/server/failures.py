@@ -5,8 +5,8 @@ from __future__ import annotations
 import traceback
 
 from shoal.graphs.errors import InputError, ShoalError
+from shoal.graphs.message_length import bounded
 
-_LONGEST_ANSWER = 1000  # characters; a message may quote what was sent
 _PANICS = "pyo3_runtime"
 
 
@@ -55,5 +55,4 @@ def _name(error: BaseException) -> str:
 
 
 def _short_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_ANSWER else f"{line[:_LONGEST_ANSWER]}..."
+    return bounded(" ".join(text.split()))
