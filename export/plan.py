@@ -11,6 +11,7 @@ from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sou
 from shoal.export.config.model_config import ModelConfig
 from shoal.export.config.rope_scaling import LongRopeScaling
 from shoal.export.fidelity.text import FidelityText, TextChoice, check_calibration, fidelity_text
+from shoal.export.tokenizer.files import check_tokenizer
 from shoal.export.tokenizer.special_tokens import SpecialTokens
 from shoal.export.tracing.assemble import Graphs, build_graphs
 from shoal.graphs.contract import GRAPH_FILES
@@ -53,6 +54,8 @@ def open_model(checkpoint: Checkpoint, recipe: Recipe | None, choice: TextChoice
     if choice.wanted and recipe is not None:
         text, text_notes = fidelity_text(tokenizer, checkpoint.path, config, choice)
         notes = (*notes, *text_notes)
+    else:
+        check_tokenizer(tokenizer, checkpoint.path)
     graphs = build_graphs(config, num_mtp_layers=parameters.num_mtp_layers, recipe=recipe)
     return ExportModel(
         checkpoint=checkpoint,

@@ -229,13 +229,24 @@ class Model:
         speculation = self.drafts.speculation(context, draft)
         return Generation(context, tokens, options, tokenizer, progress, speculation)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of ``text``, with the BOS token if the model was trained with one.
 
+        Args:
+            text: any text.
+            add_special_tokens: whether to add the BOS token.
+            max_tokens: refuse text that cannot be as few tokens before it is encoded, which takes
+                long for long texts; what is a little too long is encoded all the same.
+
         Raises:
-            InputError: the bundle has no tokenizer, or UTF-8 cannot express ``text``.
+            InputError: the bundle has no tokenizer, ``text`` is too long, or UTF-8 cannot express
+                it.
         """
-        return self._text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._text.tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, max_tokens=max_tokens
+        )
 
     def decode(self, ids: TokenIds, *, skip_special_tokens: bool = True) -> str:
         """Text of token ids.
@@ -247,12 +258,16 @@ class Model:
         return self._text.tokenizer.decode(checked, skip_special_tokens=skip_special_tokens)
 
     def chat_ids(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        max_tokens: int | None = None,
     ) -> list[int]:
-        """Token ids of a conversation; see ``chat_text``."""
+        """Token ids of a conversation; see ``chat_text``, and ``encode`` for ``max_tokens``."""
         tokenizer = self._text.tokenizer
         text = self.chat_text(messages, add_generation_prompt=add_generation_prompt)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(text, add_special_tokens=False, max_tokens=max_tokens)
 
     def chat_text(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """A conversation as the bundle's chat template writes it, BOS token included.
@@ -277,7 +292,8 @@ class Model:
         Raises:
             InputError: see ``chat_ids`` and ``generate``.
         """
-        return self.generate(self.chat_ids(messages), **options).pieces()
+        ids = self.chat_ids(messages, max_tokens=self.max_context)
+        return self.generate(ids, **options).pieces()
 
     def _stop_tokens(
         self, stop_tokens: Iterable[int] | None, stop: tuple[str, ...]

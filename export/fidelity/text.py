@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.export.config.model_config import ModelConfig
@@ -17,6 +16,7 @@ from shoal.graphs.errors import CheckpointError, ExportError
 from shoal.graphs.fidelity import DEFAULT_CALIBRATE_TOKENS, shipped_text
 from shoal.graphs.input_files import TextError, read_text
 from shoal.graphs.recipes import FLOAT32, INT4_EXPERTS, Recipe
+from shoal.graphs.text.library_tokenizer import LibraryTokenizer
 
 WINDOW = 512
 """Tokens of context each position may see at most; long texts are cut into windows of this."""
@@ -107,7 +107,7 @@ def fidelity_text(
 
 
 def fidelity_windows(
-    tokenizer: Tokenizer,
+    tokenizer: LibraryTokenizer,
     text: Path | None,
     num_tokens: int,
     *,
@@ -149,7 +149,9 @@ def fidelity_windows(
     return name, torch.tensor(windows, dtype=torch.int64)
 
 
-def _calibration(tokenizer: Tokenizer, choice: TextChoice, window: int) -> CalibrationText | None:
+def _calibration(
+    tokenizer: LibraryTokenizer, choice: TextChoice, window: int
+) -> CalibrationText | None:
     """Windows spread over the text to calibrate on, as long as those fidelity is measured on."""
     if choice.calibrate is None:
         return None

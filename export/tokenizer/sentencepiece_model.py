@@ -28,6 +28,8 @@ from tokenizers import (
 )
 
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.input_files import read_bytes
+from shoal.graphs.text.tokenizer_file import LONGEST_TOKENIZER_FILE
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 
@@ -115,7 +117,7 @@ def _begin(pieces: list[Piece], config: Mapping[str, Any]) -> str | None:
 def _read(path: Path) -> tuple[list[Piece], bool]:
     """The pieces, and whether a blank is put before a text."""
     try:
-        model = _Message(path.read_bytes())
+        model = _Message(read_bytes(path, LONGEST_TOKENIZER_FILE))
         pieces = [_piece(entry) for entry in model.all(1)]
         trainer, normalizer = _Message(model.one(2, b"")), _Message(model.one(3, b""))
         unsupported = _unsupported(pieces, trainer, normalizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def _token_ids(key: str, sources: Sequence[Source], vocab_size: int) -> tuple[in
         if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
             raise CheckpointError(
                 f"{path}: {key}: expected token ids below vocab_size {vocab_size}, found "
-                f"{value!r}; correct it or download the file again"
+                f"{reprlib.repr(value)}; correct it or download the file again"
             )
-        return tuple(ids)
+        return tuple(dict.fromkeys(ids))
     return ()

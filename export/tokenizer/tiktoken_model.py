@@ -20,6 +20,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.input_files import read_bytes
+from shoal.graphs.text.byte_letters import byte_letters
+from shoal.graphs.text.tokenizer_file import LONGEST_TOKENIZER_FILE
 
 TIKTOKEN_FILE = "tiktoken.model"
 
@@ -75,7 +78,7 @@ def read_tiktoken(path: Path, added: Mapping[int, AddedToken], vocab_size: int) 
 
 def byte_level_bpe(ranks: Mapping[bytes, int]) -> models.BPE:
     """The byte-pair model of tokens whose ids are their ranks."""
-    letters = _byte_letters()
+    letters = byte_letters()
     spelled = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = [
         (spelled[left], spelled[right])
@@ -95,17 +98,11 @@ def _cuts(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, byt
             yield left, right
 
 
-def _byte_letters() -> list[str]:
-    """The visible character that stands for each byte, in GPT-2's order."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    stand_ins = {byte: chr(0x100 + place) for place, byte in enumerate(others)}
-    return [stand_ins.get(byte, chr(byte)) for byte in range(256)]
-
-
 def _read_ranks(path: Path) -> dict[bytes, int]:
     try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        lines = [
+            line.split() for line in read_bytes(path, LONGEST_TOKENIZER_FILE).splitlines() if line
+        ]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except (OSError, ValueError, binascii.Error) as error:
         raise CheckpointError(

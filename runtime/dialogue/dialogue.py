@@ -81,7 +81,10 @@ class Dialogue:
             RuntimeFailure: it could not be kept in its file.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        ids = self.model.chat_ids(turn) if self.chat else self._continued(text)
+        most = self.model.max_context
+        ids = (
+            self.model.chat_ids(turn, max_tokens=most) if self.chat else self._continued(text, most)
+        )
         self._check_length(ids)
         answer, generation = stream_answer(
             self.model, ids, self._options, write, self._context, progress
@@ -106,12 +109,13 @@ class Dialogue:
                 "another with --session) to start anew"
             )
 
-    def _continued(self, text: str) -> list[int]:
+    def _continued(self, text: str, most: int) -> list[int]:
         if not text:
             return self._ids
         if self.session is None or not self._ids:
-            return self.model.encode(text)
-        return [*self._ids, *self.model.encode(text, add_special_tokens=False)]
+            return self.model.encode(text, max_tokens=most)
+        more = self.model.encode(text, add_special_tokens=False, max_tokens=most)
+        return [*self._ids, *more]
 
 
 def first_messages(system: str | None) -> Messages:

@@ -151,7 +151,7 @@ def _tokenizer(subject: Subject) -> tuple[Tokenizer, str]:
             f"{subject.name}: evaluating needs tokenizer.json, which is not there; re-export a "
             "checkpoint that has it"
         )
-    tokenizer = tokenizer_of(subject.tokenizer, Path(subject.name))
+    tokenizer = tokenizer_of(subject.tokenizer, Path(subject.name), subject.vocab_size)
     begin = ",".join(map(str, tokenizer.begin_ids)).encode()
     return tokenizer, hashlib.sha256(content + begin).hexdigest()
 

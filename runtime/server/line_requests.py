@@ -160,12 +160,13 @@ class LineRequests:
         self._log(f"[request {self._number}: {text}]")
 
     def _ids(self, request: dict[str, Any]) -> list[int]:
+        most = self._model.max_context
         if "messages" in request:
-            return self._model.chat_ids(request["messages"])
+            return self._model.chat_ids(request["messages"], max_tokens=most)
         if not self._chat:
-            return self._model.encode(request["prompt"])
+            return self._model.encode(request["prompt"], max_tokens=most)
         prompt = {"role": "user", "content": request["prompt"]}
-        return self._model.chat_ids([*first_messages(self._system), prompt])
+        return self._model.chat_ids([*first_messages(self._system), prompt], max_tokens=most)
 
     def _options_of(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._options | {key: request[key] for key in OPTIONS & set(request)}

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.bundle import Bundle
-from shoal.runtime.text.tokenizer import Tokenizer, find_template, read_json_object, special_tokens
+from shoal.runtime.text.tokenizer import (
+    Tokenizer,
+    adds_bos,
+    find_template,
+    read_json_object,
+    special_tokens,
+)
+
+_CONFIG = "tokenizer_config.json"
 
 if TYPE_CHECKING:
     from shoal.runtime.text.chat import ChatTemplate
@@ -47,8 +56,9 @@ class TextFiles:
             )
         return Tokenizer(
             self._bundle.path("tokenizer.json"),
-            add_bos=self._config.get("add_bos_token") is True,
-            bos=special_tokens(self._config).get("bos_token"),
+            vocab_size=self._bundle.manifest.model.vocab_size,
+            add_bos=adds_bos(self._config, self._config_path),
+            bos=self._special_tokens.get("bos_token"),
         )
 
     @functools.cached_property
@@ -66,12 +76,21 @@ class TextFiles:
         from shoal.runtime.text.chat import ChatTemplate  # Jinja takes 40 ms that only chat needs
 
         source, where = self._template_source
-        return ChatTemplate(source, special_tokens(self._config), where)
+        return ChatTemplate(source, self._special_tokens, where)
+
+    @property
+    def _special_tokens(self) -> dict[str, str]:
+        return special_tokens(self._config, self._config_path)
+
+    @property
+    def _config_path(self) -> Path:
+        return self._bundle.folder / _CONFIG
 
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
-        name, bundle = "tokenizer_config.json", self._bundle
-        return read_json_object(bundle.path(name)) if name in bundle.manifest.files else {}
+        if _CONFIG not in self._bundle.manifest.files:
+            return {}
+        return read_json_object(self._bundle.path(_CONFIG))
 
     @functools.cached_property
     def _template_source(self) -> tuple[str, str] | None:

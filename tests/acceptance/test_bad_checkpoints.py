@@ -23,6 +23,7 @@ from shoal.runtime.commands.cli import main
 
 Refusal = Callable[..., str]
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+CHARSMAP = '{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/P///w=="}}'
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -229,7 +230,8 @@ def test_a_folder_that_is_no_checkpoint_is_told_what_is_missing(
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("tokenizer.json", "{}", "tokenizer.json: the tokenizers library cannot read it"),
+        ("tokenizer.json", "{}", "tokenizer.json: model: expected an object"),
+        ("tokenizer.json", CHARSMAP, "tokenizer.json: normalizer: precompiled_charsmap: expected"),
         ("generation_config.json", "{", "generation_config.json: expected JSON"),
         ("generation_config.json", '{"eos_token_id": [1, -1]}', "eos_token_id: expected token ids"),
     ],

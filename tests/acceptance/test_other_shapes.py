@@ -12,10 +12,10 @@ import pytest
 import torch
 from tests.export.oracle import make_v2, make_v3, run, save
 from tests.tolerances import BUNDLE_LOGITS, FIDELITY_EMULATION
-from tokenizers import Tokenizer
 
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.pipeline import export_bundle
+from shoal.export.tokenizer.files import read_tokenizer
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
 
@@ -102,7 +102,8 @@ def test_the_int8_bundle_is_as_faithful_as_its_report_says(
     report = model.manifest.fidelity
     assert report is not None
     assert report["window"] == 128
-    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    path = checkpoint / "tokenizer.json"
+    tokenizer = read_tokenizer(path.read_bytes(), path)
     _, windows = fidelity_windows(tokenizer, None, 1024, window=128)
     pairs = [
         [torch.from_numpy(m.logits(ids)).double().log_softmax(-1) for m in (float_model, model)]

@@ -18,13 +18,13 @@ import pytest
 import torch
 from tests.export.oracle import run
 from tests.tolerances import FIDELITY_EMULATION, INT8_MEAN_KL, TINY_LOGITS
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.model.load import load_model
 from shoal.export.model.transformer import CausalLM
 from shoal.export.model.wiring import grow_state, mtp_blocks
+from shoal.export.tokenizer.files import read_tokenizer
 from shoal.graphs.contract import GRAPH_FILES, WEIGHT_ALIGNMENT_BYTES, WEIGHTS_FILE
 from shoal.runtime import Model, open_bundle
 from shoal.runtime.bundle import Bundle
@@ -65,9 +65,8 @@ def int8_model(measured_bundle: Path) -> Model:
 @pytest.fixture(scope="module")
 def windows(tiny_checkpoint: Path) -> Tensor:
     """The windows the fidelity report is measured on, int64 [B,T]."""
-    _, ids_BT = fidelity_windows(
-        Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json")), None, 2048
-    )
+    path = tiny_checkpoint / "tokenizer.json"
+    _, ids_BT = fidelity_windows(read_tokenizer(path.read_bytes(), path), None, 2048)
     return ids_BT
 
 

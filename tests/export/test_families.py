@@ -30,6 +30,8 @@ from shoal.export.config.model_config import ModelConfig
 from shoal.export.fidelity.text import fidelity_windows
 from shoal.export.optimum.cache_name import CACHE
 from shoal.export.pipeline import export_bundle
+from shoal.export.tokenizer.files import read_tokenizer
+from shoal.graphs.text.library_tokenizer import LibraryTokenizer
 from shoal.runtime import open_bundle
 
 pytestmark = pytest.mark.dependencies
@@ -65,6 +67,10 @@ def export_case(case: Case, folder: Path) -> Exported:
             checkpoint, folder / weights, weights=weights, block_size=32, fidelity_tokens=192
         )
     return Exported(oracle, folder / "fp32", folder / "int8")
+
+
+def read_characters() -> LibraryTokenizer:
+    return read_tokenizer(character_tokenizer().to_str().encode(), Path("tokenizer.json"))
 
 
 def character_tokenizer() -> Tokenizer:
@@ -142,7 +148,7 @@ def test_the_int8_bundle_is_close_to_the_float_one(exported: Exported) -> None:
 def test_the_fidelity_report_starts_from_the_model_of_transformers(exported: Exported) -> None:
     report = open_bundle(exported.int8, threads=1).manifest.fidelity
     assert report is not None
-    _, ids = fidelity_windows(character_tokenizer(), None, 192, window=report["window"])
+    _, ids = fidelity_windows(read_characters(), None, 192, window=report["window"])
     logits = run(exported.oracle, ids)[0].double()
     nll = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
     assert report["perplexity_reference"] == pytest.approx(math.exp(nll), rel=REPORTED)
@@ -152,7 +158,7 @@ def test_the_fidelity_report_measures_the_int8_bundle(exported: Exported) -> Non
     both = [open_bundle(folder, threads=1) for folder in (exported.fp32, exported.int8)]
     report = both[1].manifest.fidelity
     assert report is not None
-    _, windows = fidelity_windows(character_tokenizer(), None, 192, window=report["window"])
+    _, windows = fidelity_windows(read_characters(), None, 192, window=report["window"])
     divergences = []
     for ids in windows.tolist():
         p, q = (torch.from_numpy(m.logits(ids)).double().log_softmax(-1) for m in both)

@@ -137,7 +137,7 @@ def test_without_a_tokenizer_ids_still_work(copy):
 def test_a_damaged_tokenizer_is_reported_when_text_is_used(copy):
     copy.replace("tokenizer.json", b"{}")
     model = open_bundle(copy.seal(), threads=1)
-    with pytest.raises(BundleError, match="the tokenizers library cannot read it"):
+    with pytest.raises(BundleError, match="model: expected an object"):
         model.encode("x")
 
 

@@ -22,10 +22,12 @@ from tests.export.oracle import make_v3, save
 from tokenizers import Tokenizer
 
 from shoal.export.pipeline import export_bundle
-from shoal.export.tokenizer.files import tokenizer_files
+from shoal.export.tokenizer.files import check_tokenizer, tokenizer_files
+from shoal.export.tokenizer.special_tokens import read_special_tokens
 from shoal.export.tokenizer.tiktoken_model import PATTERN
 from shoal.export.verify import verify_against_checkpoint
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.text.tokenizer_file import LONGEST_TOKENIZER_FILE
 from shoal.runtime import open_bundle
 from shoal.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
@@ -174,6 +176,37 @@ def test_a_damaged_tiktoken_file_is_refused(tmp_path: Path, content: bytes, expe
 def test_a_tiktoken_vocabulary_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     write_ranks(tmp_path / "tiktoken.model", {bytes([i]): i for i in range(256)})
     assert "at most vocab_size 200 tokens, found 256" in refusal(tmp_path, 200)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tiktoken.model", "tokenizer_config.json"])
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(LONGEST_TOKENIZER_FILE + 1)
+    assert f"{name}: " in refusal(tmp_path, 300)
+    assert "expected at most" in refusal(tmp_path, 300)
+
+
+def test_a_tokenizer_that_would_end_the_process_is_refused() -> None:
+    where = Path("checkpoint")
+    file = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/P///w=="}}
+    with pytest.raises(
+        CheckpointError,
+        match=r"^checkpoint/tokenizer.json: normalizer: precompiled_charsmap: expected a trie of "
+        r"4294967292 bytes, found 0; download it again$",
+    ):
+        check_tokenizer({"tokenizer.json": json.dumps(file).encode()}, where)
+    check_tokenizer({}, where)
+
+
+@pytest.mark.parametrize("value", [2**63, -1, [0, 2**63], {"id": 1}, [[1]], True, "1", [0] * 9**5])
+def test_end_tokens_that_are_no_ids_are_refused_in_a_short_line(value: Any) -> None:
+    source = (Path("generation_config.json"), {"eos_token_id": value})
+    if value == [0] * 9**5:
+        assert read_special_tokens([source], 300).eos_token_ids == (0,)
+        return
+    with pytest.raises(CheckpointError, match="eos_token_id: expected token ids below") as caught:
+        read_special_tokens([source], 300)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""tokenizer.json of strangers: checked before the tokenizers library reads it, and caught after."""
