@@ -18,6 +18,7 @@ from shoal.runtime.commands.option_values import machine_options, sampling_optio
 from shoal.runtime.commands.verbose import write_memory, write_opened
 from shoal.runtime.console.report import progress_line, write_json
 from shoal.runtime.console.streams import is_closed
+from shoal.runtime.console.visible import visible
 from shoal.runtime.dialogue.answer import answer_report
 from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.dialogue.saved_dialogue import open_dialogue
@@ -54,7 +55,8 @@ def run_command(args: argparse.Namespace) -> int:
     stopped = False
     with _open_dialogue(args, model) as dialogue:
         if loops:
-            stopped = run_loop(_line_requests(args, dialogue), args.listen, progress_line)
+            show = _shown if sys.stdout.isatty() else bytes
+            stopped = run_loop(_line_requests(args, dialogue), args.listen, progress_line, show)
         elif prompt is None:
             run_dialogue(dialogue)
         else:
@@ -62,6 +64,10 @@ def run_command(args: argparse.Namespace) -> int:
     if stopped:
         leave()
     return 0
+
+
+def _shown(answer: bytes) -> bytes:
+    return visible(answer.decode(errors="replace")).encode()
 
 
 def _open_dialogue(args: argparse.Namespace, model: Model) -> AbstractContextManager[Dialogue]:

@@ -99,7 +99,7 @@ class _Unpacking:
         self._check_what_is_there()
         missing = [part for part in self._index.of(BUNDLE_FOLDER) if not self._is_there(part)]
         written = sum(max(0, self._size_of(part.file_name + _UNFINISHED)) for part in missing)
-        check_space(self._staging, max(0, sum(part.size for part in missing) - written))
+        check_space(self._staging.parent, max(0, sum(part.size for part in missing) - written))
         for part in self._index.parts:
             if part.folder != BUNDLE_FOLDER:
                 self._copy(part, None)
@@ -222,7 +222,11 @@ def _locked_folder(folder: Path) -> Iterator[None]:
             raise RuntimeFailure(
                 f"{folder}: another process unpacks the same pack; wait for it or stop it"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # nothing to go on from, or it has its name by now
+                folder.rmdir()
     finally:
         os.close(descriptor)
 

@@ -22,7 +22,10 @@ from shoal.runtime.server.termination import Terminated, raised_on_sigterm
 
 
 def run_loop(
-    requests: LineRequests, address: str | None, say: Callable[[str], object] = lambda text: None
+    requests: LineRequests,
+    address: str | None,
+    say: Callable[[str], object] = lambda text: None,
+    show: Callable[[bytes], bytes] = lambda answer: answer,
 ) -> bool:
     """Answer lines until stdin ends or SIGTERM comes.
 
@@ -30,6 +33,7 @@ def run_loop(
         requests: answers them.
         address: where to listen, None for stdin; see ``listener.listen``.
         say: told when it is ready, and when it was stopped.
+        show: what stdout gets for a part of an answer.
 
     Returns:
         Whether SIGTERM came.
@@ -43,7 +47,7 @@ def run_loop(
             if address is None:
                 say("ready: reading lines from stdin")
                 notify("READY=1")
-                _answer_stream(requests, sys.stdin.buffer, sys.stdout.fileno())
+                _answer_stream(requests, sys.stdin.buffer, sys.stdout.fileno(), show)
             else:
                 with listen(address) as server:
                     say(f"ready: listening on {address_of(server)}")
@@ -73,7 +77,9 @@ def notify(state: str) -> None:
             warnings.warn(f"NOTIFY_SOCKET {name}: {reason}", RuntimeWarning, stacklevel=1)
 
 
-def _answer_stream(requests: LineRequests, source: BinaryIO, target: int) -> None:
+def _answer_stream(
+    requests: LineRequests, source: BinaryIO, target: int, show: Callable[[bytes], bytes]
+) -> None:
     """Answer the lines of a stream.
 
     Args:
@@ -81,9 +87,11 @@ def _answer_stream(requests: LineRequests, source: BinaryIO, target: int) -> Non
         source: the stream.
         target: descriptor for the answers. Nothing is left in a buffer, so that the process can end
             though nobody reads it.
+        show: see ``run_loop``.
     """
 
     def send(data: bytes) -> None:
+        data = show(data)
         while data:
             try:
                 data = data[os.write(target, data) :]

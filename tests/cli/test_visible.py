@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +85,23 @@ def test_a_pipe_gets_what_the_model_wrote(
 ) -> None:
     assert cli.main(["run", "b", "--prompt", CLIPBOARD[::-1]]) == 0
     assert capsys.readouterr().out == CLIPBOARD + "\n"
+
+
+def test_a_service_on_a_terminal_shows_what_ends_an_answer(int8_bundle: Path) -> None:
+    reader, terminal = pty.openpty()
+    command = [sys.executable, "-m", "shoal.runtime.commands.cli", "run", str(int8_bundle)]
+    subprocess.run(
+        [*command, "--loop", "--max-new-tokens", "1"],
+        input=b"And God\n",
+        stdout=terminal,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    os.close(terminal)
+    shown = os.read(reader, 4096).decode()
+    os.close(reader)
+    assert shown.endswith("\n\\x00")
+    assert steering(shown.replace("\r\n", "\n")) == []
 
 
 def test_a_manifest_cannot_steer_the_terminal() -> None:

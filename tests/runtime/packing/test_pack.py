@@ -416,6 +416,7 @@ def test_a_disk_without_room_is_found_out_first(
     with pytest.raises(RuntimeFailure, match=r"expected room for \d+ bytes, found 5000"):
         write_pack(Bundle.open(fake_bundle.folder), tmp_path / "b.pack")
     assert not (tmp_path / "b.pack").exists()
+    assert not list(tmp_path.glob(".*.unpacking"))
 
 
 def test_a_damaged_bundle_is_not_packed(fake_bundle: FakeBundle, tmp_path: Path) -> None:
