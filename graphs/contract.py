@@ -79,6 +79,11 @@ WEIGHT_ALIGNMENT_BYTES = 4096
 """Every tensor in weights.bin starts at a multiple of this: a page on every supported machine."""
 
 
+MAX_DIMENSIONS = 8
+"""Of any tensor in any file that is read. Real ones have four at most; more cost time to look at,
+and 65 cannot be in memory."""
+
+
 def expert_ids_output(layer: int) -> str:
     """Name of the graph output with the routed expert ids of ``layer``."""
     return f"expert_ids.{layer}"

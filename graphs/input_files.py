@@ -63,15 +63,19 @@ def read_bytes(path: Path, longest: int) -> bytes:
     return content
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, longest: int = LONGEST_CONFIG) -> Any:
     """The value in a JSON file.
+
+    Args:
+        path: the file.
+        longest: bytes it may have.
 
     Raises:
         OSError: see ``read_bytes``.
         ValueError: it is no JSON, or not in UTF-8.
         RecursionError: it is too deep.
     """
-    return json.loads(decode_text(read_bytes(path, LONGEST_CONFIG)))
+    return json.loads(decode_text(read_bytes(path, longest)))
 
 
 def decode_text(content: bytes) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.graphs.contract import MAX_DIMENSIONS
 from shoal.graphs.errors import BundleError
 from shoal.graphs.wire import (
     BYTES,
@@ -32,8 +33,6 @@ from shoal.graphs.wire import fields as fields_of
 
 FLOAT, UINT8, INT64, BOOL, FLOAT16, DOUBLE, UINT4 = 1, 2, 7, 9, 10, 11, 21
 """onnx.TensorProto.DataType, as far as bundles use them."""
-
-MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)

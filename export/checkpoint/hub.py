@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, read_index
+from shoal.export.checkpoint.weight_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_index,
+    weights_file,
+)
 from shoal.export.config.model_config import CONFIG_FILE
 from shoal.graphs.contract import TOKENIZER_FILES
 from shoal.graphs.errors import CheckpointError
@@ -42,7 +46,6 @@ SMALL_FILES = (
 )
 """Everything an export reads but the weights, by the names in use for it."""
 
-_SHARD = re.compile(r"\w[\w.-]*\.safetensors")
 _HEADERS_AT_ONCE = 8
 
 
@@ -176,9 +179,8 @@ class _Repository:
     def _weight_files(self, folder: Path) -> list[str]:
         """Names of the weight files, all of which the hub or the cache has."""
         files = [SINGLE_FILE]
-        if (folder / INDEX_FILE).exists():
-            named = set(read_index(folder / INDEX_FILE).values())
-            files = sorted(file for file in named if _SHARD.fullmatch(file))
+        if weights_file(self._known_files(folder)) == INDEX_FILE:
+            files = list(read_index(folder / INDEX_FILE))
         if all((folder / file).exists() for file in files):
             return files
         there = set(self._api.list_repo_files(self._name, revision=folder.name))
@@ -189,6 +191,19 @@ class _Repository:
                 "choose another revision or convert the model"
             )
         return files
+
+    def _known_files(self, folder: Path) -> set[str]:
+        """What the cache has, with the single file if the hub has one beside an index."""
+        cached = {path.name for path in folder.iterdir()}
+        if SINGLE_FILE in cached or INDEX_FILE not in cached:
+            return cached
+        try:
+            found = self._api.file_exists(self._name, SINGLE_FILE, revision=folder.name)
+        except Exception:  # of several libraries; what is in the cache needs no answer
+            if not cached.issuperset(read_index(folder / INDEX_FILE)):
+                raise
+            return cached
+        return cached | {SINGLE_FILE} if found else cached
 
     def _bytes_to_fetch(self, folder: Path, weights: list[str]) -> int:
         """How much is not in the cache yet; refuses what does not fit on the disk."""

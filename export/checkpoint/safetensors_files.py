@@ -21,12 +21,18 @@ from torch import Tensor
 
 from shoal.export.checkpoint.fp8 import FP8_DTYPE, apply_scales, scale_name
 from shoal.export.checkpoint.stored_tensors import TensorHeader, problems_message
+from shoal.export.checkpoint.weight_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_index,
+    weights_file,
+)
 from shoal.export.config.keys import FP8_BLOCK
+from shoal.graphs.contract import MAX_DIMENSIONS
 from shoal.graphs.errors import CheckpointError
 from shoal.graphs.input_files import open_regular
+from shoal.graphs.message_parts import shortened
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
 READABLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -38,6 +44,7 @@ ITEM_BITS |= {f"{kind}{bits}": bits for kind in "IU" for bits in (8, 16, 32, 64)
 ITEM_BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 MAX_HEADER_BYTES = 100_000_000
+_TOO_LARGE = 1 << 63
 CHUNK_ITEMS = 1 << 19
 
 
@@ -73,13 +80,14 @@ class SafetensorsFiles:
                 folder; all such problems are named in one message.
         """
         folder = Path(folder)
-        if (folder / SINGLE_FILE).exists():
+        file = weights_file({path.name for path in folder.iterdir()} if folder.is_dir() else ())
+        if file is None:
+            raise CheckpointError(_no_weights_message(folder))
+        if file == SINGLE_FILE:
             problems: list[str] = []
             tensors = _read_header(folder / SINGLE_FILE, problems)
-        elif (folder / INDEX_FILE).exists():
-            tensors, problems = _read_shards(folder, read_index(folder / INDEX_FILE))
         else:
-            raise CheckpointError(_no_weights_message(folder))
+            tensors, problems = _read_shards(folder, read_index(folder / INDEX_FILE))
         if problems:
             raise CheckpointError(problems_message(folder, problems, "download these files again"))
         return cls(folder, tensors, fp8_block)
@@ -166,42 +174,25 @@ def _no_weights_message(folder: Path) -> str:
     return f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither; download the weights"
 
 
-def read_index(path: Path) -> dict[str, str]:
-    """Shard file by tensor name, as model.safetensors.index.json gives it.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: expected JSON, found: {exc}; download it again") from exc
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
-        raise CheckpointError(
-            f"{path}: expected weight_map to give a file for each tensor; download it again"
-        )
-    return shards
-
-
-def _read_shards(folder: Path, shards: dict[str, str]) -> tuple[dict[str, TensorHeader], list[str]]:
+def _read_shards(
+    folder: Path, shards: dict[str, list[str]]
+) -> tuple[dict[str, TensorHeader], list[str]]:
     problems: list[str] = []
     tensors: dict[str, TensorHeader] = {}
-    for file in sorted(set(shards.values())):
-        named = sorted(name for name, shard in shards.items() if shard == file)
-        if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
-            problems.append(
-                f"{INDEX_FILE}: expected plain names of .safetensors files, found {file!r}"
-            )
-        elif not (folder / file).exists():
+    for file, named in shards.items():
+        if not (folder / file).exists():
             problems.append(f"{file}: missing shard, which {INDEX_FILE} names")
-        else:
-            before = len(problems)
-            headers = _read_header(folder / file, problems)
-            absent = [name for name in named if name not in headers]
-            if absent and len(problems) == before:
-                problems.append(f"{file}: lacks {', '.join(absent)}, which {INDEX_FILE} expects")
-            tensors |= {name: headers[name] for name in named if name in headers}
+            continue
+        before = len(problems)
+        headers = _read_header(folder / file, problems)
+        absent = [name for name in named if name not in headers]
+        if absent and len(problems) == before:
+            lacking = ", ".join(shortened(name) for name in absent[:3])
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            problems.append(f"{file}: lacks {lacking}{more}, which {INDEX_FILE} expects")
+        for name in named:
+            if name in headers:
+                tensors[name] = headers[name]
     return tensors, problems
 
 
@@ -251,9 +242,12 @@ def _parse_entries(
     # Tensors lie side by side: an overlap or a gap means that offsets are wrong.
     for (_, end, name), (begin, _, following) in pairwise([(0, 0, "the header"), *spans]):
         if begin < end:
-            raise _DamagedEntry(f"{following} overlaps {name}")
+            raise _DamagedEntry(f"{shortened(following)} overlaps {shortened(name)}")
         if begin > end:
-            raise _DamagedEntry(f"{begin - end} bytes between {name} and {following} are unused")
+            raise _DamagedEntry(
+                f"{begin - end} bytes between {shortened(name)} and {shortened(following)} are "
+                "unused"
+            )
     return headers, [data_start + end for _, end, _ in spans]
 
 
@@ -262,16 +256,22 @@ def _parse_entry(
 ) -> tuple[TensorHeader, tuple[int, int]]:
     """One tensor and where its bytes begin and end, from the end of the header on."""
     try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        bits = math.prod(shape) * ITEM_BITS[dtype] if valid else -1
-    except (ValueError, TypeError, KeyError) as exc:
-        raise _DamagedEntry(f"{name} has no readable type, shape and offsets") from exc
-    if (end - begin) * 8 != bits:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        item_bits = ITEM_BITS[dtype]
+        # Looked at before anything is computed with it: its length is the file's choice.
+        readable = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS
+        readable = readable and all(map(_is_size, (*shape, begin, end)))
+    except (ValueError, TypeError, KeyError):
+        readable = False
+    if not readable:
+        raise _DamagedEntry(f"{shortened(name)} has no readable type, shape and offsets")
+    if (end - begin) * 8 != math.prod(shape) * item_bits:
         raise _DamagedEntry(
-            f"{name}: {dtype} of shape {list(shape)} does not fit offsets [{begin}, {end}]"
+            f"{shortened(name)}: {dtype} of shape {shape} does not fit offsets [{begin}, {end}]"
         )
-    return TensorHeader(file=path, dtype=dtype, shape=shape, offset=data_start + begin), (
-        begin,
-        end,
-    )
+    header = TensorHeader(file=path, dtype=dtype, shape=tuple(shape), offset=data_start + begin)
+    return header, (begin, end)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _TOO_LARGE

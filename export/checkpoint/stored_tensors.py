@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from shoal.graphs.message_parts import listed
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorHeader:
@@ -49,8 +51,4 @@ class StoredTensors(Protocol):
 
 def problems_message(path: Path, problems: list[str], advice: str) -> str:
     """One line that names every problem of a checkpoint (beyond a hundred, their number)."""
-    shown = problems[:100]
-    if len(problems) > len(shown):
-        shown = [*shown, f"and {len(problems) - len(shown)} more"]
-    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-    return f"{path}: {count}{'; '.join(shown)}; {advice}"
+    return f"{path}: {listed(problems)}; {advice}"

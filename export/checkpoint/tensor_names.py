@@ -20,6 +20,7 @@ from shoal.export.checkpoint.stored_tensors import (
 from shoal.export.config.families.family import families
 from shoal.export.config.model_config import ModelConfig
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.message_parts import shortened
 
 MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 """Stored again with every MTP module, though they are the main model's."""
@@ -65,7 +66,7 @@ def parameter_sources(config: ModelConfig, stored: StoredTensors) -> ParameterSo
         *(f"missing {name} {list(s)}" for name, s in wanted.items() if name not in headers),
         *_mismatches(wanted, stored),
         *(
-            f"unexpected {name} {list(headers[name].shape)}"
+            f"unexpected {shortened(name)} {list(headers[name].shape)}"
             for name in headers
             if name not in known and not _is_ignored(name, config)
         ),

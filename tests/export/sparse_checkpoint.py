@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, ITEM_BITS
+from shoal.export.checkpoint.safetensors_files import ITEM_BITS
 from shoal.export.checkpoint.tensor_names import wanted_tensors
+from shoal.export.checkpoint.weight_files import INDEX_FILE
 from shoal.export.config.model_config import ModelConfig
 
 V3 = {

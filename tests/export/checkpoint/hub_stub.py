@@ -16,6 +16,7 @@ MODEL = "deep-sea/tiny"
 GATED = "deep-sea/gated"
 PRIVATE = "deep-sea/private"
 PICKLED = "deep-sea/pickled"
+MERGED = "deep-sea/merged"
 TOKEN = "hf_of_a_reader"
 
 
@@ -83,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send_file(self, path: Path) -> None:
+        if not path.exists():
+            return self._send(404, {"X-Error-Code": "EntryNotFound"})
         content = path.read_bytes()
         headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": self.stub.commit}
         headers["Accept-Ranges"] = "bytes"

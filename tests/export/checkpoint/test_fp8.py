@@ -17,8 +17,9 @@ from tests.export.oracle import make_v3, save
 from torch import Tensor
 
 from shoal.export.checkpoint.fp8 import apply_scales, scale_shape
-from shoal.export.checkpoint.safetensors_files import SINGLE_FILE, SafetensorsFiles
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
 from shoal.export.checkpoint.tensor_names import parameter_sources
+from shoal.export.checkpoint.weight_files import SINGLE_FILE
 from shoal.export.config.model_config import load_config
 from shoal.export.model.load import load_model
 from shoal.export.pipeline import export_bundle

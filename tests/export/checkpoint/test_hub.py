@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tests.export.checkpoint.hub_stub import (
     GATED,
+    MERGED,
     MODEL,
     PICKLED,
     PRIVATE,
@@ -23,6 +25,7 @@ from tests.export.checkpoint.hub_stub import (
 )
 
 from shoal.export.checkpoint.hub import HubAccess, local_checkpoint
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
 from shoal.graphs.errors import InputError
 
 pytestmark = pytest.mark.dependencies
@@ -80,7 +83,11 @@ def hub(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     pickled.mkdir()
     shutil.copy(tiny_checkpoint / "config.json", pickled)
     (pickled / "pytorch_model.bin").write_bytes(b"not wanted")
-    with hub_stub({MODEL: model, GATED: model, PRIVATE: model, PICKLED: pickled}) as stub:
+    merged = folder / "merged"
+    shutil.copytree(model, merged, ignore=shutil.ignore_patterns(*UNWANTED))
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, merged / "model.safetensors")
+    models = {MODEL: model, GATED: model, PRIVATE: model, PICKLED: pickled, MERGED: merged}
+    with hub_stub(models) as stub:
         yield stub
 
 
@@ -147,6 +154,25 @@ def test_only_what_an_export_reads_is_fetched_and_only_once(
     unreachable = {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": NOWHERE}
     assert answers(python("-c", FETCH, "", f"{MODEL}@main", **unreachable)) == [folder]
     assert hub.fetched == []
+
+
+def test_a_repository_with_an_index_left_over_has_the_weights_of_its_folder(
+    hub: HubStub, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (found,) = answers(python("-c", FETCH, "", MERGED))
+    assert [name for name in hub.fetched if name.startswith("model-")] == []
+    ours, theirs = (SafetensorsFiles.open(path) for path in (Path(found), hub.models[MERGED]))
+    assert {header.file.name for header in ours.headers.values()} == {"model.safetensors"}
+    assert ours.headers.keys() == theirs.headers.keys()
+
+
+def test_of_a_repository_with_an_index_left_over_the_single_files_header_is_looked_at(
+    hub: HubStub, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = python("-m", "shoal.runtime.commands.cli", "inspect", MERGED)
+    assert "missing model.embed_tokens.weight" in done.stderr
+    weights = [name for name in hub.fetched if ".safetensors" in name and ".index" not in name]
+    assert weights == ["model.safetensors[0-100000]"]
 
 
 def test_refusals_of_the_hub_are_one_line_with_advice(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shoal.export.checkpoint import safetensors_files as checkpoint_module
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
+from shoal.export.checkpoint.weight_files import INDEX_FILE, SINGLE_FILE
 from shoal.graphs.errors import CheckpointError
 
 pytestmark = pytest.mark.dependencies
@@ -179,6 +181,32 @@ def test_the_tensor_whose_offsets_are_wrong_is_named(
     second = ENTRY[1:].replace("x", "y").replace("[0,8]", offsets)
     write_raw(tmp_path, f"{ENTRY[:-1]},{second}".encode(), bytes(20))
     assert f"model.safetensors: damaged header: {expected}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ([1] * 9, [0, 4]),
+        ([2**62] * 100_000, [0, 4]),
+        ([2**63], [0, 4]),
+        ([0, 2**63], [0, 0]),
+        ([10**4000], [0, 10**4000]),
+        ([1], [0, 2**63]),
+    ],
+    ids=["dimensions", "many_dimensions", "size", "beside_zero", "digits", "offset"],
+)
+def test_shapes_and_offsets_that_no_file_has_are_not_computed_with(
+    tmp_path: Path, shape: list[int], offsets: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def multiply(sizes: Sequence[int]) -> int:
+        raise AssertionError("multiplied before it was checked")
+
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    write_raw(tmp_path, json.dumps({"x" * 100_000: entry}).encode(), bytes(8))
+    monkeypatch.setattr("shoal.export.checkpoint.safetensors_files.math.prod", multiply)
+    message = refusal(tmp_path)
+    assert "xxx... has no readable type, shape and offsets" in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", struct.pack("<Q", 1 << 60) + b"{}"], ids=len)

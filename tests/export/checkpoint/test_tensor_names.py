@@ -15,8 +15,9 @@ from tests.export.oracle import make_v3, raw_config, save
 from tests.export.sparse_checkpoint import V3, write_sparse
 from torch import Tensor
 
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SafetensorsFiles
+from shoal.export.checkpoint.safetensors_files import SafetensorsFiles
 from shoal.export.checkpoint.tensor_names import ParameterSources, parameter_sources
+from shoal.export.checkpoint.weight_files import INDEX_FILE
 from shoal.export.config.model_config import load_config
 from shoal.export.model.transformer import CausalLM
 from shoal.graphs.errors import CheckpointError

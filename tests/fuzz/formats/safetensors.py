@@ -15,7 +15,7 @@ from tests.fuzz.json_mutations import change_json, change_json_text, json_bytes
 from tests.fuzz.mutations import change_bytes
 
 from shoal.export.checkpoint.open_checkpoint import open_checkpoint
-from shoal.export.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
+from shoal.export.checkpoint.weight_files import INDEX_FILE, SINGLE_FILE
 
 _TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 _MANY_SHARDS = 20_000
