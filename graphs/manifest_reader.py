@@ -16,26 +16,30 @@ from shoal.graphs.contract import (
     FORMAT_VERSION,
     GRAPH_FILES,
     MANIFEST_FILE,
+    MAX_DIMENSIONS,
     OP_SET_VERSION,
     WEIGHT_ALIGNMENT_BYTES,
     WEIGHTS_FILE,
 )
 from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, checksum
+from shoal.graphs.message_parts import shortened
 from shoal.graphs.parameters import KINDS, Parameter
 from shoal.graphs.recipes import BLOCK_SIZES, WEIGHT_CHOICES, WeightFormat
 
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""
 
-DTYPE_BYTES = {"uint8": 1, "uint4": 0.5, "float32": 4}
-"""The dtypes a tensor of weights.bin may have, and the bytes of one value."""
+DTYPE_BITS = {"uint8": 8, "uint4": 4, "float32": 32}
+"""The dtypes a tensor of weights.bin may have, and the bits of one value."""
 
 _MAX_DEPTH = 64
 _MAX_LIST = 1 << 16
 _MAX_DIMENSION = (1 << 31) - 1
 _MAX_COUNT = (1 << 63) - 1
 _MAX_NAME_LENGTH = 128
+_MAX_TEXT_LENGTH = 4096
+_LARGEST_FIGURE = 1e100
 _AGAIN = "copy the bundle again or re-export it"
 _DIMENSIONS = (
     "vocab_size",
@@ -99,11 +103,11 @@ def _parse(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {_short(twice)} twice in one object")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"key {_short(key)} twice in one object")
+        content[key] = value
     return content
 
 
@@ -178,18 +182,19 @@ class _Fields:
             self.refuse(key, "one of " + ", ".join(map(str, choices)), value)
         return int(value)
 
-    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+    def integers(self, key: str, low: int, high: int, most: int = _MAX_LIST) -> tuple[int, ...]:
         values = self.take(key)
-        if not isinstance(values, list) or len(values) > _MAX_LIST:
-            self.refuse(key, f"a list of at most {_MAX_LIST} integers", values)
+        if not isinstance(values, list) or len(values) > most:
+            self.refuse(key, f"a list of at most {most} integers", values)
         if not all(_is_integer(value) and low <= value <= high for value in values):
             self.refuse(key, f"a list of integers in {low}..{high}", values)
         return tuple(values)
 
     def text(self, key: str, choices: tuple[str, ...] = ()) -> str:
         value = self.take(key)
-        if not isinstance(value, str) or (choices and value not in choices):
-            self.refuse(key, "one of " + ", ".join(choices) if choices else "a text", value)
+        if not _is_text(value) or (choices and value not in choices):
+            plain = f"a text of at most {_MAX_TEXT_LENGTH} letters"
+            self.refuse(key, "one of " + ", ".join(choices) if choices else plain, value)
         return str(value)
 
     def fields(self, key: str) -> _Fields:
@@ -206,9 +211,8 @@ def _read_manifest(fields: _Fields) -> Manifest:
     files = _read_files(fields.fields("files"))
     weights_size = files[WEIGHTS_FILE].size
     notes = fields.take("notes")
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        fields.refuse("notes", "a list of texts", notes)
-    fidelity = fields.take("fidelity")
+    if not isinstance(notes, list) or not all(map(_is_text, notes)):
+        fields.refuse("notes", f"a list of texts of at most {_MAX_TEXT_LENGTH} letters", notes)
     weights = fields.text("weights", WEIGHT_CHOICES)
     manifest = Manifest(
         format_version=fields.take("format_version"),
@@ -221,9 +225,7 @@ def _read_manifest(fields: _Fields) -> Manifest:
         tensors=_read_tensors(fields.fields("tensors"), weights_size),
         token_read_bytes=fields.integer("token_read_bytes", 0, weights_size),
         config=fields.fields("config").content,
-        fidelity=None
-        if fidelity is None
-        else _Fields(fidelity, f"{fields.where}: fidelity").content,
+        fidelity=_read_fidelity(fields),
         formats=_read_formats(fields.fields("formats")),
         notes=tuple(notes),
     )
@@ -236,6 +238,29 @@ def _read_manifest(fields: _Fields) -> Manifest:
         if found and found != {"decoder", "mtp"} & set(graphs):
             fields.refuse("graphs", f"complete for {cache_type} caches", graphs)
     return manifest
+
+
+def _read_fidelity(fields: _Fields) -> dict[str, Any] | None:
+    """What an export measured. Others may measure more, but nothing that is no text or number."""
+    if fields.content.get("fidelity") is None:
+        fields.take("fidelity")
+        return None
+    measured = fields.fields("fidelity")
+    for key, value in measured.content.items():
+        inner = value.values() if isinstance(value, dict) else value
+        if not all(map(_is_figure, inner if isinstance(value, (dict, list)) else [value])):
+            measured.refuse(key, f"short texts and numbers up to {_LARGEST_FIGURE:.0e}", value)
+    return measured.content
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, (int, float)):
+        return abs(value) <= _LARGEST_FIGURE
+    return value is None or _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT_LENGTH
 
 
 def _read_formats(fields: _Fields) -> dict[str, WeightFormat]:
@@ -272,8 +297,8 @@ def _read_model(fields: _Fields) -> ModelInfo:
         n_routed_experts=num_experts,
         num_experts_per_tok=fields.integer("num_experts_per_tok", lowest, num_experts),
         num_mtp_layers=fields.integer("num_mtp_layers", 0, 1),
-        parameters=fields.integer("parameters", 0, _MAX_COUNT),
-        active_parameters=fields.integer("active_parameters", 0, _MAX_COUNT),
+        parameters=fields.integer("parameters", 1, _MAX_COUNT),
+        active_parameters=fields.integer("active_parameters", 1, _MAX_COUNT),
         eos_token_ids=fields.integers("eos_token_ids", 0, last_token),
         bos_token_id=fields.take("bos_token_id")
         if bos is None
@@ -320,10 +345,10 @@ def _read_tensors(fields: _Fields, weights_size: int) -> dict[str, TensorInfo]:
     for name in list(fields.content):
         _check_tensor_name(name, fields.where)
         entry = fields.fields(name)
-        dtype = entry.text("dtype", tuple(DTYPE_BYTES))
-        shape = entry.integers("shape", 1, _MAX_DIMENSION)
+        dtype = entry.text("dtype", tuple(DTYPE_BITS))
+        shape = entry.integers("shape", 1, _MAX_DIMENSION, MAX_DIMENSIONS)
         size = entry.integer("size", 1, weights_size)
-        if size != math.prod(shape) * DTYPE_BYTES[dtype]:
+        if size * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
             entry.refuse("size", f"the bytes of {dtype} {list(shape)}", size)
         offset = entry.integer("offset", 0, weights_size - size)
         if offset % WEIGHT_ALIGNMENT_BYTES:
@@ -357,7 +382,4 @@ def _short(value: Any) -> str:
     # Whatever the file says becomes one short printable line.
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:100])
-    text = text.encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(value if isinstance(value, str) else repr(value))

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.graphs.cache_types import CacheType
+from shoal.graphs.contract import MAX_DIMENSIONS
 from shoal.graphs.errors import InputError, RuntimeFailure
 from shoal.graphs.input_files import open_regular
 from shoal.runtime.atomic_file import atomic_file
@@ -38,6 +39,7 @@ _DTYPES = ("int64", "float32", "float16", "uint8")
 _MAX_HEADER_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 _BLOCK_BYTES = 4 << 20
+_MAX_ARRAY_ITEMS = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,15 +183,23 @@ def _shapes(
     shapes = {}
     try:
         for entry in content["arrays"]:
-            shape = tuple(entry["shape"])
-            if entry["dtype"] not in _DTYPES or not all(
-                type(size) is int and 0 <= size < 1 << 40 for size in shape
-            ):
+            shape = entry["shape"]
+            if entry["dtype"] not in _DTYPES or not _is_shape(shape):
                 raise damaged(path)
-            shapes[str(entry["name"])] = np.dtype(entry["dtype"]), shape
+            shapes[str(entry["name"])] = np.dtype(entry["dtype"]), tuple(shape)
     except (KeyError, TypeError) as error:
         raise damaged(path) from error
     return shapes
+
+
+def _is_shape(shape: Any) -> bool:
+    """Whether NumPy can make an array of it, if there is memory."""
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        return False
+    if not all(type(size) is int and 0 <= size <= _MAX_ARRAY_ITEMS for size in shape):
+        return False
+    # NumPy multiplies the others even where one is zero.
+    return bool(math.prod(max(size, 1) for size in shape) <= _MAX_ARRAY_ITEMS)
 
 
 def damaged(path: Path) -> InputError:

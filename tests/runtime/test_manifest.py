@@ -82,6 +82,23 @@ def test_a_manifest_that_was_written_reads_back_equal(fake_bundle):
             "tensors: 'norm' is no name of a parameter that this shoal knows",
         ),
         (("tensors", "a\n\u001b" * 99), {}, "tensors: 'a\\n\\x1ba\\n\\x1b"),
+        (("tensors", "norm.weight", "shape"), [8] + [1] * 8, "shape must be a list of at most 8"),
+        (("tensors", "norm.weight", "shape"), [2**31 - 1] * 60_000, "found a list of 60000 entr"),
+        (
+            ("tensors", "norm.weight"),
+            {"dtype": "uint4", "shape": [2**31 - 1] * 8, "offset": 4096, "size": 32},
+            "size must be the bytes of uint4",
+        ),
+        (("model", "parameters"), 0, "parameters must be an integer in 1.."),
+        (("model", "active_parameters"), 0, "active_parameters must be an integer in 1.."),
+        (("model", "parameters"), 10**400, "parameters must be an integer in 1.."),
+        (("fidelity", "kl_mean"), 10**400, "fidelity: kl_mean must be short texts and numbers up"),
+        (("fidelity", "tokens"), -(10**400), "fidelity: tokens must be short texts and numbers up"),
+        (("fidelity", "text"), "x" * 5000, "fidelity: text must be short texts and numbers up"),
+        (("fidelity", "calibration"), {"tokens": 10**400}, "found an object of 1 entries"),
+        (("fidelity", "calibration"), [[1]], "found a list of 1 entries"),
+        (("shoal_version",), "x" * 5000, "shoal_version must be a text of at most 4096 letters"),
+        (("notes",), ["x" * 5000], "notes must be a list of texts of at most 4096 letters"),
         (("token_read_bytes",), 8193, "token_read_bytes must be an integer in 0..8192"),
         (("formats",), ..., "formats is missing"),
         (("formats",), {"glue": {}}, "a kind of weight must be one of embedding, head"),
@@ -109,6 +126,11 @@ def test_a_changed_manifest_is_found_by_its_checksum(fake_bundle):
         read_manifest(text, "m")
 
 
+MANY_KEYS_AND_THE_LAST_TWICE = (
+    "{" + ",".join(f'"{min(key, 299_999)}":1' for key in range(300_001)) + "}"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -118,6 +140,7 @@ def test_a_changed_manifest_is_found_by_its_checksum(fake_bundle):
         ("3", "expected a JSON object"),
         ('{"a": 1, "a": 2}', "key a twice"),
         ('{"a": NaN}', "NaN, which is no JSON number"),
+        (MANY_KEYS_AND_THE_LAST_TWICE, "key 299999 twice"),
         ('{"a": ' + "9" * 5000 + "}", "not a JSON object"),
         ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested deeper than 64 levels"),
         ('{"a": ' + "[" * 200_000, "nested deeper than 64 levels"),
@@ -157,6 +180,19 @@ def test_no_value_anywhere_causes_another_error_than_ours(fake_bundle, data):
         assert str(error).isprintable()  # noqa: PT017  both outcomes are correct
     else:
         assert manifest == read_manifest(manifest.to_json(), "again")
+
+
+def test_a_size_that_only_floating_point_takes_for_that_of_the_shape_is_refused(fake_bundle):
+    content = fake_bundle.content()
+    shape = [2**31 - 1, 2**31 - 1, 2]
+    content["files"]["weights.bin"]["size"] = 2**63 - 1
+    size = int(shape[0] * shape[1] * 2 * 0.5)
+    assert size != shape[0] * shape[1]
+    content["tensors"] = {
+        "norm.weight": {"dtype": "uint4", "shape": shape, "offset": 0, "size": size}
+    }
+    with pytest.raises(BundleError, match="size must be the bytes of uint4"):
+        read(content)
 
 
 def test_only_names_directly_in_the_folder_are_plain():

@@ -94,6 +94,11 @@ def rewrite(saved, path, change):
     path.write_bytes(body + hashlib.sha256(body).digest())
 
 
+def array(shape):
+    """The entry of an array that takes no bytes of the file."""
+    return {"name": "more", "dtype": "uint8", "shape": shape}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -107,6 +112,12 @@ def rewrite(saved, path, change):
         (lambda h: h["arrays"][0].update(dtype="object"), "damaged"),
         (lambda h: h["arrays"][0].update(shape=[-1, -55]), "damaged"),
         (lambda h: h["arrays"][2].update(shape=[1 << 39, 1 << 39]), "damaged"),
+        (lambda h: h["arrays"][2].update(shape=[*h["arrays"][2]["shape"], *[1] * 69]), "damaged"),
+        (lambda h: h["arrays"][2].update(shape=[1 << 39] * 1_000_000), "damaged"),
+        (lambda h: h["arrays"][2].update(shape=[10**4000]), "damaged"),
+        (lambda h: h["arrays"].append(array([0, 1 << 39, 1 << 39])), "damaged"),
+        (lambda h: h["arrays"].append(array([0] * 71)), "damaged"),
+        (lambda h: h["arrays"].append(array("00")), "damaged"),
         (lambda h: h["arrays"][2].update(shape=list(reversed(h["arrays"][2]["shape"]))), "damaged"),
     ],
 )
