@@ -124,12 +124,13 @@ def _open(name: str, path: Path) -> Checkpoint:
 def _open_gguf(name: str, path: Path) -> Checkpoint:
     gguf = read_gguf(path)
     raw_config = config_of(gguf)
+    config = ModelConfig.from_hf(raw_config, where=str(path))
     return Checkpoint(
         name=name,
         path=path,
         raw_config=raw_config,
-        config=ModelConfig.from_hf(raw_config, where=str(path)),
-        tensors=GgufTensors(gguf),
+        config=config,
+        tensors=GgufTensors(gguf, config.n_routed_experts),
         gguf=gguf,
     )
 

@@ -17,6 +17,7 @@ from shoal.export.config.reader import read_fields
 from shoal.export.config.rope_scaling import LongRopeScaling, YarnScaling
 from shoal.graphs.errors import ConfigError
 from shoal.graphs.input_files import read_json
+from shoal.graphs.message_parts import listed
 
 CONFIG_FILE = "config.json"
 
@@ -163,8 +164,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _message(where: str, problems: list[str]) -> str:
-    count = "" if len(problems) == 1 else f"{len(problems)} problems: "
-    return f"{where}: {count}" + "; ".join(problems)
+    return f"{where}: {listed(problems)}"
 
 
 def _range_problems(values: Mapping[str, Any]) -> list[str]:
@@ -191,6 +191,12 @@ def _range_problems(values: Mapping[str, Any]) -> list[str]:
     # The rules below divide: they make sense only for sizes in range.
     if not problems and values["n_routed_experts"]:
         problems += _routing_problems(values)
+        experts = values["num_hidden_layers"] * values["n_routed_experts"]
+        if experts > _MOST_EXPERTS:
+            problems.append(
+                f"num_hidden_layers times n_routed_experts: expected at most {_MOST_EXPERTS}, "
+                f"found {experts}"
+            )
     return problems
 
 
@@ -219,7 +225,29 @@ _LEAST = {
 }
 
 # Tensor names are listed before they are looked up: a slip in these must not fill the memory.
-_MOST = {"num_hidden_layers": 1024, "n_routed_experts": 1024}
+_MOST_EXPERTS = 1 << 17  # of all layers; of the models published so far, the largest has 28672
+_MOST = {
+    "num_hidden_layers": 1024,
+    "n_routed_experts": 1024,
+    "n_shared_experts": 1024,
+    "num_nextn_predict_layers": 16,
+    "vocab_size": 1 << 24,
+    # The product of any three is the size of a tensor, in 64 bits.
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "num_attention_heads",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "intermediate_size",
+            "moe_intermediate_size",
+        ),
+        1 << 18,
+    ),
+}
 
 
 def _routing_problems(values: Mapping[str, Any]) -> list[str]:

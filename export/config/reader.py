@@ -22,8 +22,9 @@ from shoal.export.config.keys import (
     QUANTIZATION_DEFAULTS,
 )
 from shoal.export.config.rope_scaling import read_longrope, read_yarn
-from shoal.export.config.values import ConfigReader, is_integer
+from shoal.export.config.values import MOST_INTEGER, ConfigReader, is_integer
 from shoal.graphs.errors import ConfigError
+from shoal.graphs.message_parts import shortened
 
 
 def read_fields(raw: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
@@ -86,7 +87,7 @@ def _read_quantization(reader: ConfigReader) -> tuple[int, int]:
 
 
 def _is_positive(value: Any) -> bool:
-    return is_integer(value) and value > 0
+    return is_integer(value) and 0 < value <= MOST_INTEGER
 
 
 def _family_of(model_type: Any, where: str) -> Family:
@@ -100,7 +101,7 @@ def _family_of(model_type: Any, where: str) -> Family:
             )
         raise ConfigError(
             f"{where}: model_type: expected one of {', '.join(sorted(known))}, found "
-            f"{model_type!r}; other families are not supported"
+            f"{shortened(repr(model_type))}; other families are not supported"
         )
     return known[model_type]
 

@@ -9,7 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.export.config.values import ConfigReader, is_integer
+from shoal.export.config.values import ConfigReader, is_number
+
+_LEAST_BETA = 1e-6  # rotations
+_LEAST_FACTOR = 1e-12  # its reciprocal is a float32 number
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -102,9 +105,11 @@ def read_yarn(rope: ConfigReader, context: int) -> YarnScaling:
     }
     if not fields["factor"] >= 1:
         rope.refuse("factor", "a number of at least 1", fields["factor"])
-    if not 0 < fields["beta_slow"] <= fields["beta_fast"]:
+    if not _LEAST_BETA <= fields["beta_slow"] <= fields["beta_fast"]:
         rope.refuse(
-            "beta_slow", f"above 0, up to beta_fast {fields['beta_fast']}", fields["beta_slow"]
+            "beta_slow",
+            f"{_LEAST_BETA} up to beta_fast {fields['beta_fast']}",
+            fields["beta_slow"],
         )
     for key in ("mscale", "mscale_all_dim", "attention_factor"):
         if fields[key] is not None and fields[key] < 0:
@@ -137,12 +142,7 @@ def read_longrope(rope: ConfigReader, context: int, num_pairs: int) -> LongRopeS
 def _factors(rope: ConfigReader, key: str, count: int) -> tuple[float, ...]:
     found = rope.take(key)
     valid = isinstance(found, list) and len(found) == count
-    if not valid or not all(_is_positive_number(value) for value in found):
+    if not valid or not all(is_number(value) and value > _LEAST_FACTOR for value in found):
         rope.refuse(key, f"{count} numbers above 0, half of qk_rope_head_dim", found)
-        return (1.0,) * count
+        return ()  # not as many as announced, which may be any number
     return tuple(float(value) for value in found)
-
-
-def _is_positive_number(value: Any) -> bool:
-    is_number = is_integer(value) or isinstance(value, float)
-    return is_number and 0 < value < math.inf

@@ -91,6 +91,22 @@ def test_missing_and_truncated_shards_are_named_together(
     assert "download" in message
 
 
+def test_an_index_of_very_many_shards_is_one_line(
+    checkpoint: Path, bundle: Path, refusal: Refusal
+) -> None:
+    (checkpoint / WEIGHTS).unlink()
+    places = {f"t{number}": f"{number}.safetensors" for number in range(20_000)}
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": places}))
+    message = refusal("export", checkpoint, bundle, "--force")
+    assert f"{INDEX}: expected at most 10000 files, found 20000" in message
+
+
+def many_dimensions(path: Path) -> None:
+    entry = {"x": {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 8]}}
+    header = json.dumps(entry).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+
 def corrupt_header(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[20:24] = b"\xff\x00{["
@@ -107,6 +123,7 @@ def huge_header(path: Path) -> None:
     [
         (corrupt_header, "damaged header"),
         (huge_header, "truncated or not safetensors"),
+        (many_dimensions, "damaged header: x has no readable type, shape and offsets"),
         (lambda path: path.write_bytes(b""), "truncated or not safetensors"),
         (lambda path: os.truncate(path, 1 << 20), "truncated"),
         (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "damaged: expected"),
@@ -182,6 +199,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_reported_together(
         ({"rope_scaling": {"type": "longrope", "factor": 4}}, "rope_scaling.rope_type: expected"),
         ({"num_experts_per_tok": 17}, "num_experts_per_tok: expected 1 to"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most"),
+        ({"hidden_size": 10**400}, "hidden_size: expected at most 2147483647, found 1000"),
+        ({"kv_lora_rank": 2**31 - 1}, "kv_lora_rank: expected at most 262144, found 2147483647"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps: expected a finite number"),
         ({"hidden_size": "256"}, "hidden_size: expected a whole number"),
         ({"eos_token_id": 4096}, "eos_token_id: expected token ids below vocab_size 4096"),
     ],

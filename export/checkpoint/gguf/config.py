@@ -16,6 +16,7 @@ import numpy as np
 
 from shoal.export.checkpoint.gguf.file import GgufModel
 from shoal.graphs.errors import ConfigError
+from shoal.graphs.message_parts import listed, shortened
 
 ARCHITECTURE = "deepseek2"
 _SIGMOID = 2
@@ -78,8 +79,8 @@ def config_of(model: GgufModel) -> dict[str, Any]:
     embedding = model.tensors.get("token_embd.weight")
     config["vocab_size"] = 0 if embedding is None else embedding.shape[0]
     config["tie_word_embeddings"] = "output.weight" not in model.tensors
-    config["bos_token_id"] = model.metadata.get("tokenizer.ggml.bos_token_id")
-    ends = [model.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot")]
+    bos, *ends = (keys.token(token) for token in ("bos", "eos", "eot"))
+    config["bos_token_id"] = bos
     config["eos_token_id"] = list(dict.fromkeys(end for end in ends if end is not None))
     keys.finish()
     return config
@@ -98,11 +99,11 @@ def _routing(keys: _Keys, model: GgufModel, config: Mapping[str, Any]) -> dict[s
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     kind = keys.take("rope.scaling.type", "none")
     values = {name: keys.take(key, None) for name, key in _YARN.items()}
-    log_multiplier = keys.take("rope.scaling.yarn_log_multiplier", None)
+    log_multiplier = keys.number("rope.scaling.yarn_log_multiplier")
     if kind == "none":
         return None
     if log_multiplier is not None:  # of both scales, which llama.cpp takes to be equal
-        scale = round(log_multiplier * 10, 6)
+        scale = round(float(log_multiplier) * 10, 6)
         values |= {"mscale": scale, "mscale_all_dim": scale}
     return {"type": kind} | {name: value for name, value in values.items() if value is not None}
 
@@ -112,19 +113,23 @@ class _Keys:
 
     def __init__(self, model: GgufModel) -> None:
         found = model.metadata.get("general.architecture")
-        if found != ARCHITECTURE:
+        if not isinstance(found, str) or found != ARCHITECTURE:
             raise ConfigError(
-                f"{model.path}: general.architecture: expected {ARCHITECTURE!r}, found {found!r}; "
-                "other architectures are not supported"
+                f"{model.path}: general.architecture: expected {ARCHITECTURE!r}, found "
+                f"{_shown(found)}; other architectures are not supported"
             )
         prefix = f"{ARCHITECTURE}."
-        self._path = model.path
+        self._path, self._metadata = model.path, model.metadata
         self._problems: list[str] = []
         self._left = {
             key.removeprefix(prefix): _short(value)
             for key, value in model.metadata.items()
             if key.startswith(prefix)
         }
+        for key, value in self._left.items():
+            if _is_list(value) and key not in _UNUSED.split():
+                self._problems.append(f"{prefix}{shortened(key)}: expected one value, found a list")
+                self._left[key] = 1
 
     def peek(self, key: str) -> Any:
         """The value of ``key``, None if there is none."""
@@ -138,17 +143,45 @@ class _Keys:
             self._problems.append(f"{ARCHITECTURE}.{key}: missing")
         return default[0] if default else 1
 
+    def number(self, key: str) -> float | None:
+        """The number under ``key``, None if there is none."""
+        value = self.take(key, None)
+        if value is None or isinstance(value, (int, float)):
+            return value
+        self._problems.append(f"{ARCHITECTURE}.{key}: expected a number, found {_shown(value)}")
+        return None
+
+    def token(self, name: str) -> int | None:
+        """The id of a special token, None if there is none."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self._metadata.get(key)
+        if value is None or type(value) is int:
+            return value
+        self._problems.append(f"{key}: expected a token id, found {_shown(value)}")
+        return None
+
     def finish(self) -> None:
         """Raises ConfigError for keys that are missing or were not taken."""
         self._problems += [
-            f"{ARCHITECTURE}.{key}: unknown key, which may change the model's numbers"
+            f"{ARCHITECTURE}.{shortened(key)}: unknown key, which may change the model's numbers"
             for key in sorted(self._left)
             if key not in _UNUSED.split()
         ]
         if self._problems:
-            raise ConfigError(f"{self._path}: {'; '.join(self._problems)}; it is not supported")
+            raise ConfigError(f"{self._path}: {listed(self._problems)}; it is not supported")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, np.ndarray))
+
+
+def _shown(value: Any) -> str:
+    return "a list" if _is_list(value) else shortened(repr(value))
 
 
 def _short(value: Any) -> Any:
     """A number as it was before it became a float32."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):  # what is infinite then is refused
+        return float(str(np.float32(value)))

@@ -21,6 +21,7 @@ from shoal.export.checkpoint.gguf.file import TYPES, GgufModel, GgufTensor
 from shoal.export.checkpoint.stored_tensors import TensorHeader
 from shoal.export.config.keys import FP8_BLOCK
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.message_parts import shortened
 
 _GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -82,15 +83,24 @@ class GgufTensors:
     readable = tuple(TYPES.values())
     fp8_block = FP8_BLOCK  # there are none
 
-    def __init__(self, model: GgufModel) -> None:
+    def __init__(self, model: GgufModel, num_experts: int) -> None:
+        """List the tensors of a file.
+
+        Args:
+            model: the file's header.
+            num_experts: in every stack of experts, as the config says.
+
+        Raises:
+            CheckpointError: a type that cannot be read, or a stack of another number of experts.
+        """
         others = {name: t.type for name, t in model.tensors.items() if t.type not in self.readable}
         if others:
             name, kind = next(iter(others.items()))
             raise CheckpointError(
-                f"{model.path}: {len(others)} tensors such as {name} ({kind}) are of types that "
-                f"cannot be read; choose a file of {', '.join(self.readable)}"
+                f"{model.path}: {len(others)} tensors such as {shortened(name)} ({kind}) are of "
+                f"types that cannot be read; choose a file of {', '.join(self.readable)}"
             )
-        self._places = dict(_places(model))
+        self._places = dict(_places(model, num_experts))
         self.path = model.path
         self.headers = {name: _header(place) for name, place in self._places.items()}
 
@@ -118,7 +128,7 @@ def _header(place: _Rows | _KeyValue) -> TensorHeader:
     )
 
 
-def _places(model: GgufModel) -> Iterator[tuple[str, _Rows | _KeyValue]]:
+def _places(model: GgufModel, num_experts: int) -> Iterator[tuple[str, _Rows | _KeyValue]]:
     for name, tensor in model.tensors.items():
         match = _LAYER.fullmatch(name)
         if match is None:
@@ -128,6 +138,11 @@ def _places(model: GgufModel) -> Iterator[tuple[str, _Rows | _KeyValue]]:
         experts = _EXPERTS.fullmatch(part)
         if experts is not None and len(tensor.shape) == 3:
             count, rows, _ = tensor.shape
+            if count != num_experts:  # before a list of them takes gigabytes
+                raise CheckpointError(
+                    f"{model.path}: {shortened(name)}: expected {num_experts} experts as in "
+                    f"expert_count, found {count}; download the file again"
+                )
             for expert in range(count):
                 yield (
                     f"{prefix}mlp.experts.{expert}.{experts[1]}_proj.weight",

@@ -12,9 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from shoal.graphs.errors import CheckpointError
+from shoal.graphs.message_parts import shortened
 
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -60,7 +62,8 @@ def tokenizer_of(path: Path, metadata: dict[str, Any]) -> dict[str, bytes]:
         tokenizer, config = _tokenizer(path, metadata)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: expected a vocabulary in tokenizer.ggml, found {error!r}; download it again"
+            f"{path}: expected a vocabulary in tokenizer.ggml, found {shortened(repr(error))}; "
+            "download it again"
         ) from error
     return {
         "tokenizer.json": tokenizer.to_str(pretty=False).encode("utf-8"),
@@ -69,32 +72,55 @@ def tokenizer_of(path: Path, metadata: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _tokenizer(path: Path, metadata: dict[str, Any]) -> tuple[Tokenizer, dict[str, Any]]:
-    kind, cuts = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
+    kind, cuts = _text(metadata, "ggml.model"), _text(metadata, "ggml.pre", "default")
     if kind != "gpt2" or not (cuts in CUTS or cuts in _GPT_2):
         raise CheckpointError(
             f"{path}: expected a tokenizer of kind 'gpt2' with the rules {', '.join(CUTS)} or "
-            f"{', '.join(_GPT_2)}, found {kind!r} with {cuts!r}; export the original checkpoint"
+            f"{', '.join(_GPT_2)}, found {shortened(repr(kind))} with {shortened(repr(cuts))}; "
+            "export the original checkpoint"
         )
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    kinds: list[int] = metadata["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokens, kinds = _texts(metadata, "tokens"), metadata["tokenizer.ggml.token_type"]
+    if not isinstance(kinds, np.ndarray):
+        raise TypeError("types of tokens that are no numbers")
     vocabulary = {token: id_ for id_, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens) or len(kinds) != len(tokens):
         raise ValueError("tokens twice or without a type")
-    absent = next((m for m in merges if len(m) != 2 or "".join(m) not in vocabulary), None)
-    if absent is not None or any(part not in vocabulary for m in merges for part in m):
-        raise ValueError(f"merges of what are no tokens, such as {absent}")
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer = Tokenizer(models.BPE(vocabulary, _merges(metadata, vocabulary)))
     tokenizer.pre_tokenizer = _pre_tokenizer(cuts)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(
         [
             AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
+            for token, kind in zip(tokens, kinds.tolist(), strict=True)
             if kind in (_CONTROL, _USER_DEFINED)
         ]
     )
     return tokenizer, _config(metadata, tokens)
+
+
+def _merges(metadata: dict[str, Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    merges = []
+    for merge in _texts(metadata, "merges"):
+        first, _, second = merge.partition(" ")
+        if not (first and second and vocabulary.keys() >= {first, second, first + second}):
+            raise ValueError(f"a merge of what are no tokens: {merge}")
+        merges.append((first, second))
+    return merges
+
+
+def _text(metadata: dict[str, Any], key: str, *default: str) -> str:
+    """The text under ``key``; a default makes it optional."""
+    found = metadata.get(f"tokenizer.{key}", *default)
+    if not isinstance(found, str):
+        raise TypeError(f"{key} that is no text")
+    return found
+
+
+def _texts(metadata: dict[str, Any], key: str) -> list[str]:
+    found = metadata[f"tokenizer.ggml.{key}"]
+    if not isinstance(found, list):
+        raise TypeError(f"{key} that are no texts")
+    return found
 
 
 def _pre_tokenizer(cuts: str) -> pre_tokenizers.Sequence:
@@ -109,7 +135,10 @@ def _config(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
     for name in ("bos", "eos"):
         id_ = metadata.get(f"tokenizer.ggml.{name}_token_id")
         if id_ is not None:
+            if type(id_) is not int or not 0 <= id_ < len(tokens):
+                raise ValueError(f"a token {name} that is none of the {len(tokens)} tokens")
             config[f"{name}_token"] = tokens[id_]
     config["add_bos_token"] = bool(metadata.get("tokenizer.ggml.add_bos_token", False))
-    template = metadata.get("tokenizer.chat_template")
-    return config if template is None else config | {"chat_template": template}
+    if "tokenizer.chat_template" in metadata:
+        config["chat_template"] = _text(metadata, "chat_template")
+    return config

@@ -16,7 +16,8 @@ def read_layer_types(reader: ConfigReader, values: Mapping[str, Any]) -> dict[st
     if found is None:
         return {}
     count = values["num_hidden_layers"]
-    if not (isinstance(found, list) and len(found) == count and set(found) <= set(LAYER_TYPES)):
+    is_right = isinstance(found, list) and len(found) == count
+    if not is_right or not all(entry in LAYER_TYPES for entry in found):
         reader.refuse("mlp_layer_types", f"{count} times 'dense' or 'sparse'", found)
         return {}
     return {"mlp_layer_types": tuple(found)}

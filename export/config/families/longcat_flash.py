@@ -18,6 +18,7 @@ from typing import Any
 from shoal.export.config.families.family import Family
 from shoal.export.config.values import ConfigReader
 
+_MOST_ZERO_EXPERTS = 1024
 _TENSOR = re.compile(r"model\.layers\.(\d+)\.([^.]+)\.(.+)")
 
 
@@ -30,8 +31,8 @@ def _read_extras(reader: ConfigReader, values: Mapping[str, Any]) -> dict[str, A
     if rank is None:
         reader.refuse("q_lora_rank", "a whole number", None)
     zero_experts = reader.integer("zero_expert_num", null=True) or 0
-    if zero_experts < 0:
-        reader.refuse("zero_expert_num", "at least 0", zero_experts)
+    if not 0 <= zero_experts <= _MOST_ZERO_EXPERTS:
+        reader.refuse("zero_expert_num", f"0 to {_MOST_ZERO_EXPERTS}", zero_experts)
     return {
         "num_hidden_layers": 2 * layers,
         "num_zero_experts": zero_experts,

@@ -38,6 +38,9 @@ OUTSIDE = {
 }
 
 
+TOKEN_TYPES = "tokenizer.ggml.token_type"
+
+
 def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What llama.cpp's converter makes of a config.json, without the vocabulary."""
     rope, values = config.get("rope_scaling"), dict(config)
@@ -99,10 +102,16 @@ def vocabulary_of(tokenizer: Mapping[str, Any], pre: str) -> dict[str, Any]:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": ordered,
-        "tokenizer.ggml.token_type": kinds,
+        TOKEN_TYPES: kinds,
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.add_bos_token": True,
     }
+
+
+def vocabulary_as_read(tokenizer: Mapping[str, Any], pre: str) -> dict[str, Any]:
+    """The same as it is when it was read from a file: numbers are an array."""
+    found = vocabulary_of(tokenizer, pre)
+    return found | {TOKEN_TYPES: np.array(found[TOKEN_TYPES], np.int32)}
 
 
 def write_gguf(

