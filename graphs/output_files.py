@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OTHER_KIND = (errno.EISDIR, errno.EINVAL)
+_OTHER_NAME = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
 
 
 def advice_on(error: OSError) -> str:
@@ -19,7 +19,7 @@ def advice_on(error: OSError) -> str:
         return "files of this size are not allowed there (FAT32 ends at 4 GiB); choose another disk"
     if error.errno == errno.ENOENT:
         return "make the folder or choose another place"
-    if error.errno in _OTHER_KIND:
+    if error.errno in _OTHER_NAME:
         return "choose another name"
     return "make it writable or choose another place"
 

@@ -96,10 +96,14 @@ class FakeModel:
         self.options: dict[str, Any] = {}
         self.contexts: list[FakeContext] = []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
+    ) -> list[int]:
         return [ord(letter) for letter in text]
 
-    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+    def chat_ids(
+        self, messages: list[dict[str, str]], *, max_tokens: int | None = None
+    ) -> list[int]:
         text = "".join(f"{message['role'][0]}:{message['content']};" for message in messages)
         return self.encode(text + "a:")
 
