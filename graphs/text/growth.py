@@ -21,6 +21,7 @@ _COMPOSED = 8  # bytes that may become one: letters of mathematics with two acce
 
 
 _MOST_PARTS = 256  # the longest sequences that are published have ten
+_MOST_STRIPPED = 16  # characters at an end; the library fails on shorter tokens
 _ENDLESS = 1 << 62
 
 
@@ -103,7 +104,7 @@ def _replace(part: Part) -> Change:
         return Change(growth=1 + 2 * content, shrinking=math.inf)
     size = _size(pattern.text("String"))
     if not size:
-        return Change(growth=1 + 2 * content)
+        raise pattern.error("String", "a text that is not empty", "")
     growth = max(1, math.ceil(content / size))
     return Change(growth=growth, shrinking=max(1, size / content) if content else math.inf)
 
@@ -121,6 +122,13 @@ def _precompiled(part: Part) -> Change:
     except ValueError as error:
         raise FieldError(f"{part.place}: precompiled_charsmap: {error}") from error
     return Change(growth=max(1, growth), shrinking=math.inf)
+
+
+def _strip(part: Part) -> Change:
+    for key in ("start", "stop"):
+        if part.integer(key) > _MOST_STRIPPED:
+            raise part.error(key, f"at most {_MOST_STRIPPED}", part.get(key))
+    return _NO_CHANGE
 
 
 def _metaspace(part: Part) -> Change:
@@ -177,6 +185,6 @@ _DECODERS: dict[str, Any] = {
     "Fuse": _NO_CHANGE,
     "Metaspace": _NO_CHANGE,
     "Replace": _replace,
-    "Strip": _NO_CHANGE,
+    "Strip": _strip,
     "WordPiece": Change(growth=2),
 }

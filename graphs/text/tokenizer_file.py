@@ -137,10 +137,24 @@ def _check_model(model: Fields) -> None:
     longest = max(map(len, tokens), default=0)
     if longest > LONGEST_TOKEN:
         raise model.error("vocab", f"tokens of at most {LONGEST_TOKEN} characters", longest)
+    _check_merges(model)
     if model.get("max_input_chars_per_word") is not None:
         size = model.integer("max_input_chars_per_word")
         if size > _LONGEST_WORD:
             raise model.error("max_input_chars_per_word", f"at most {_LONGEST_WORD}", size)
+
+
+def _check_merges(model: Fields) -> None:
+    """Refuse merges whose second part lacks the prefix that the library cuts off."""
+    prefix = model.get("continuing_subword_prefix")
+    if not prefix or not isinstance(model.get("merges"), list):
+        return
+    prefix = model.text("continuing_subword_prefix")
+    for number, merge in enumerate(model.items("merges")):
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(), str(second)] if second.startswith(prefix):
+                continue
+        raise model.error(f"merges: {number}", "a second part with the prefix for those", merge)
 
 
 def _scored(model: Fields, number: int, pair: object) -> str:

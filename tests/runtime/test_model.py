@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from shoal.graphs.errors import BundleError, InputError, RuntimeFailure
 from shoal.graphs.manifest import checksum
 from shoal.runtime import open_bundle
+from shoal.runtime.dialogue.dialogue import Dialogue
 from shoal.runtime.engine import session
 from shoal.runtime.kernels.library import KernelLibrary, find_library
 from shoal.runtime.machine.processor import default_threads, read_cpu
@@ -139,6 +141,24 @@ def test_a_damaged_tokenizer_is_reported_when_text_is_used(copy):
     model = open_bundle(copy.seal(), threads=1)
     with pytest.raises(BundleError, match="model: expected an object"):
         model.encode("x")
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(copy):
+    copy.replace("chat_template.jinja", TEMPLATE.encode())
+    model = open_bundle(copy.seal(), threads=1)
+    text = "x" * (15 << 20)  # to encode it takes 10 s and 2 GB
+    turn = [{"role": "user", "content": text}]
+    expected = r"^text: expected at most \d+ bytes, the most that 2048 tokens can hold, found"
+    started_s = time.monotonic()
+    for use in (
+        lambda: model.encode(text, max_tokens=model.max_context),
+        lambda: model.chat(turn),
+        lambda: Dialogue(model, {}, chat=False).answer(text, print),
+        lambda: Dialogue(model, {}, chat=True).answer(text, print),
+    ):
+        with pytest.raises(InputError, match=expected):
+            use()
+    assert time.monotonic() - started_s < 5
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "manifest.json"])

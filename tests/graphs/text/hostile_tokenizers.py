@@ -283,7 +283,7 @@ BAD: dict[str, Json | bytes] = {
     "charsmap, long replacement": normalizer(precompiled(charsmap(_LEAF, b"A" * 5000 + b"\0"))),
     "charsmap in a sequence": normalizer(in_turn("normalizers", [precompiled("AAAA")])),
     # growth
-    "grows by nothing": normalizer(replace("", "x" * 5000)),
+    "grows by nothing": normalizer(replace("", "ab")),
     "grows by a regex": normalizer(replace("", "x" * 5000, "Regex")),
     "grows by a star": normalizer(replace("z*", "x" * 5000, "Regex")),
     "grows by groups": normalizer(replace("(.*)", "$1" * 5000, "Regex")),
@@ -309,8 +309,9 @@ BAD: dict[str, Json | bytes] = {
     "wide blanks": tokenizer(
         pre_tokenizer=in_turn("pretokenizers", [PRE_TOKENIZERS["Metaspace"]] * 40)
     ),
-    "decoder grows by nothing": tokenizer(decoder=replace("", "x" * 5000)),
+    "decoder grows by nothing": tokenizer(decoder=replace("", "ab")),
     "decoder grows by a regex": tokenizer(decoder=replace("z*", "x" * 5000, "Regex")),
+    "decoder strips much": tokenizer(decoder=DECODERS["Strip"] | {"stop": 2**40}),
     "decoder doubles": tokenizer(decoder=in_turn("decoders", [replace("h", "hh")] * 60)),
     "decoder of suffixes doubles": tokenizer(
         decoder=in_turn("decoders", [{"type": "BPEDecoder", "suffix": ""}] * 60)
@@ -350,6 +351,7 @@ BAD: dict[str, Json | bytes] = {
     "merges of numbers": bpe(merges=[[1, 2]]),
     "merges into what is no token": bpe(merges=[["h", "h"]]),
     "merges after a long prefix": bpe(continuing_subword_prefix="深" * 9),
+    "merges after a prefix they lack": bpe(continuing_subword_prefix="é", merges=["h e"]),
     "dropout": bpe(dropout=5.0),
     "unknown token that is none": unigram(unk_id=5000),
     "scores that are none": json.dumps(unigram(vocab=[["h", float("nan")]])).encode(),

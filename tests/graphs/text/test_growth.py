@@ -51,7 +51,6 @@ TEXTS = st.lists(
 ).map("".join)
 GROWING: dict[str, Json] = {
     **NORMALIZERS,
-    "nothing": replace("", "xyz"),
     "a regex of nothing": replace("a*", "xyz", "Regex"),
     "groups": replace("(.)(.)", "$1$2$1", "Regex"),
     "long": in_turn("normalizers", [replace("a", "bbb"), replace("b", "ccc")]),
