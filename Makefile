@@ -13,7 +13,7 @@ LOCK := .ci/lock
 CONSTRAINTS := build/constraints.txt
 UV := .venv-uv/bin/uv
 OPTIMUM_COMMAND := export/optimum/command
-WITHOUT_TRANSFORMERS := $(addprefix tests/,cli export/tracing export/checkpoint/test_hub.py \
+WITHOUT_TRANSFORMERS := $(addprefix tests/,cli export/tracing/test_trace.py export/checkpoint/test_hub.py \
 	export/checkpoint/test_safetensors_files.py graphs kernels runtime/engine runtime/text)
 SOURCES := export graphs runtime tests setup.py
 
