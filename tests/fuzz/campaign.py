@@ -170,6 +170,7 @@ class Campaign:
             seed=plan.seed,
             first=self._next,
             count=count,
+            cpu_s=plan.limits.cpu_s,
             memory_bytes=plan.limits.memory_bytes,
             limit_bytes=plan.limits.limit_bytes,
         )

@@ -9,7 +9,15 @@ from tests.fuzz.mutations import INTEGERS, TEXTS, change_bytes, change_integer, 
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED64: 8, FIXED32: 4}
-_DEEPER = 0.85
+_DEEPER = 0.9
+_MOST_DONORS = 200
+_DEEPEST_DONOR = 5
+
+Path = tuple[int, ...]
+"""Numbers of fields, from the outermost message to one within it."""
+
+Donors = dict[Path, list["Field"]]
+"""Fields that stand somewhere in other messages, by where."""
 
 
 @dataclass(frozen=True)
@@ -63,43 +71,56 @@ def write_fields(fields: list[Field]) -> bytes:
     return bytes(message)
 
 
-def change_message(rng: Random, data: bytes, donors: list[Field]) -> bytes:
+def gather_donors(data: bytes, donors: Donors, path: Path = ()) -> None:
+    """Add the fields of a message, and of the messages in it, to those of other messages."""
+    for field in read_fields(data):
+        here = (*path, field.number)
+        known = donors.setdefault(here, [])
+        if len(known) < _MOST_DONORS and field not in known:
+            known.append(field)
+        if len(here) < _DEEPEST_DONOR:
+            gather_donors(field.content, donors, here)
+
+
+def change_message(rng: Random, data: bytes, donors: Donors, path: Path = ()) -> bytes:
     """The message with one change somewhere in it.
 
     Args:
         rng: decides.
         data: the message.
         donors: fields of other messages, to be put in.
+        path: where the message is in an outer one.
     """
     fields = read_fields(data)
     if not fields:
         return change_bytes(rng, data)
     place = rng.choices(range(len(fields)), [1 + len(field.content) ** 0.5 for field in fields])[0]
     field = fields[place]
-    if read_fields(field.content) and rng.random() < _DEEPER:
-        fields[place] = replace(field, value=change_message(rng, field.content, donors))
+    here = (*path, field.number)
+    inner = read_fields(field.content) and here in {known[: len(here)] for known in donors}
+    if inner and rng.random() < _DEEPER:
+        fields[place] = replace(field, value=change_message(rng, field.content, donors, here))
     else:
-        _change_fields(rng, fields, place, donors)
+        _change_fields(rng, fields, place, donors.get(here, [field]))
     return write_fields(fields)
 
 
-def _change_fields(rng: Random, fields: list[Field], place: int, donors: list[Field]) -> None:
+def _change_fields(rng: Random, fields: list[Field], place: int, same: list[Field]) -> None:
     field, other = fields[place], rng.randrange(len(fields))
-    match rng.randrange(9):
-        case 0:
+    match rng.randrange(12):
+        case 0 | 1:
             del fields[place]
-        case 1:
-            fields.insert(other, field)
         case 2:
-            fields[place], fields[other] = fields[other], field
+            fields.insert(other, field)
         case 3:
-            same = [donor for donor in donors if donor.number == field.number]
-            fields[place] = rng.choice(same or donors)
-        case 4:
-            fields.insert(place, rng.choice(donors))
-        case 5:
+            fields[place], fields[other] = fields[other], field
+        case 4 | 5 | 6:
+            fields[place] = rng.choice(same)
+        case 7:
+            fields.insert(place, rng.choice(same))
+        case 8:
             fields[place] = replace(field, number=rng.choice((1, 2, 3, 5, 7, 13, 25, 15, 1 << 28)))
-        case 6 if fields[other].wire == field.wire:
+        case 9 if fields[other].wire == field.wire:
             fields[place] = replace(field, value=fields[other].value)
         case _:
             fields[place] = _changed_value(rng, field)

@@ -37,6 +37,7 @@ class Orders:
         seed: Decides, with the format and the number of a case, what the case is.
         first: Number of the first case.
         count: How many cases.
+        cpu_s: What a case may take of processor time.
         memory_bytes: What a case may take beyond what the process has before it.
         limit_bytes: What the process may take beyond that before memory is refused to it.
     """
@@ -49,6 +50,7 @@ class Orders:
     seed: int
     first: int
     count: int
+    cpu_s: float
     memory_bytes: int
     limit_bytes: int
 
@@ -89,10 +91,12 @@ def _run_case(use: Use, orders: Orders, watch: WriteWatch) -> tuple[Verdict, dic
     watch.start()
     verdict = verdict_of(use)
     written = watch.stop()
-    growth_bytes = memory.growth_bytes()
-    facts = {"cpu_s": time.process_time() - started_s, "growth_bytes": growth_bytes}
+    growth_bytes, cpu_s = memory.growth_bytes(), time.process_time() - started_s
+    facts = {"cpu_s": cpu_s, "growth_bytes": growth_bytes}
     if written:
         verdict = Verdict("outside", "; ".join(written)[:2000])
+    elif verdict.kind in SOUND and cpu_s > orders.cpu_s:
+        verdict = Verdict("hang", f"{cpu_s:.1f} s of processor time; {verdict.detail}")
     elif verdict.kind in SOUND and growth_bytes > orders.memory_bytes:
         verdict = Verdict("memory", f"{growth_bytes >> 20} MB; {verdict.detail}")
     elif verdict.kind in SOUND and noise.stat().st_size > said:

@@ -10,7 +10,15 @@ from random import Random
 from tests.fuzz.formats.manifest import sealed
 from tests.fuzz.fuzz_format import Samples, Use, link_bundle, require
 from tests.fuzz.mutations import change_bytes, number_of_changes
-from tests.fuzz.wire_mutations import BYTES, Field, change_message, read_fields, write_fields
+from tests.fuzz.wire_mutations import (
+    BYTES,
+    Donors,
+    Field,
+    change_message,
+    gather_donors,
+    read_fields,
+    write_fields,
+)
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.contract import MANIFEST_FILE
@@ -18,7 +26,6 @@ from shoal.runtime.bundle import Bundle
 from shoal.runtime.opening import open_bundle
 
 _GRAPH, _NODE, _FUNCTIONS, _SUBGRAPH = 7, 1, 25, 6
-_DONORS_OF_A_GRAPH = 200
 
 
 class GraphFormat:
@@ -30,19 +37,19 @@ class GraphFormat:
         self._graphs = {
             name: (samples.bundle / name).read_bytes() for name in self._manifest["graphs"].values()
         }
-        self._donors = [*_hostile_fields()]
+        self._donors: Donors = _hostile_fields()
         for content in self._graphs.values():
-            self._donors += _parts_of(content)
+            gather_donors(content, self._donors)
 
     def prepare(self, rng: Random, folder: Path) -> Use:
         """See ``FuzzFormat``."""
-        is_listed = rng.random() < 0.9
+        is_listed = rng.random() < 0.97
         role = rng.choice(list(self._manifest["graphs"]))
         name = self._manifest["graphs"][role]
         content = self._graphs[name]
         for _ in range(number_of_changes(rng)):
-            content = change_message(rng, content, self._donors)
-        if rng.random() < 0.1:
+            content = self._changed(rng, content)
+        if rng.random() < 0.03:
             content = change_bytes(rng, content)
         bundle = link_bundle(self._bundle, folder / "bundle", (MANIFEST_FILE, name))
         (bundle / name).write_bytes(content)
@@ -53,6 +60,16 @@ class GraphFormat:
         (bundle / MANIFEST_FILE).write_bytes(sealed(self._manifest | {"files": files}))
         is_sound = content == self._graphs[name]
         return lambda: self._use(bundle, role, is_listed or is_sound)
+
+    def _changed(self, rng: Random, content: bytes) -> bytes:
+        """Most changes are in the graph itself: any to a function's body is refused."""
+        fields = read_fields(content)
+        place = next((n for n, field in enumerate(fields) if field.number == _GRAPH), None)
+        if place is None or rng.random() < 0.25:
+            return change_message(rng, content, self._donors)
+        changed = change_message(rng, fields[place].content, self._donors, (_GRAPH,))
+        fields[place] = Field(_GRAPH, BYTES, changed)
+        return write_fields(fields)
 
     def _use(self, folder: Path, role: str, may_open: bool) -> None:
         bundle = Bundle.open(folder)
@@ -71,16 +88,7 @@ class GraphFormat:
             list(model.generate([1, 2, 3], max_new_tokens=3, draft=draft))
 
 
-def _parts_of(graph: bytes) -> list[Field]:
-    """Nodes, initializers and functions of a graph, as fields of other graphs to be."""
-    found = []
-    for field in read_fields(graph):
-        inner = read_fields(field.content) if field.number == _GRAPH else []
-        found += [field] if field.number == _FUNCTIONS else inner[:_DONORS_OF_A_GRAPH]
-    return found
-
-
-def _hostile_fields() -> list[Field]:
+def _hostile_fields() -> Donors:
     """A loop without end, and functions that call each other twice, thirty deep."""
     loop = [
         Field(1, BYTES, b""),
@@ -94,7 +102,7 @@ def _hostile_fields() -> list[Field]:
         calls.append(
             Field(_FUNCTIONS, BYTES, write_fields([Field(1, BYTES, b"F%d" % level), node, node]))
         )
-    return [Field(_NODE, BYTES, write_fields(loop)), *calls]
+    return {(_GRAPH, _NODE): [Field(_NODE, BYTES, write_fields(loop))], (_FUNCTIONS,): calls}
 
 
 def _call(level: int) -> list[Field]:

@@ -42,7 +42,7 @@ class ManifestFormat:
 
     def prepare(self, rng: Random, folder: Path) -> Use:
         """See ``FuzzFormat``."""
-        is_sealed = rng.random() < 0.8
+        is_sealed = rng.random() < 0.95
         changed = self._changed(rng)
         text = sealed(changed) if is_sealed and isinstance(changed, dict) else json_bytes(changed)
         text = change_json_text(rng, text)
@@ -52,8 +52,8 @@ class ManifestFormat:
         return lambda: self._use(bundle, text, as_json, role)
 
     def _changed(self, rng: Random) -> Any:
-        """Parts with few values are changed as often as parts with many."""
-        key = rng.choice(list(self._content))
+        """Parts with few values are changed almost as often as parts with many."""
+        key = rng.choice((*self._content, *_RUN, *_RUN))
         if rng.random() < 0.1:
             return change_json(rng, self._content)
         return self._content | {key: change_json(rng, self._content[key])}

@@ -20,7 +20,7 @@ from shoal.runtime.evaluation.stored_reference import StoredReference
 from shoal.runtime.opening import open_bundle
 
 _WINDOW, _TEXT_LENGTH = 40, 400
-_ROUNDING = 1e-6  # nats by which rounded probabilities may make a divergence negative
+_ROUNDING = 1e-6  # nats by which rounding may make a divergence negative, a probability above 1
 _BOMB = zlib.compress(bytes(200 << 20), 1)
 _WORDS = (0, 1, 0x7FC00000, 0x7F800000, 0xBF800000, 0x40000000, 1 << 31, (1 << 32) - 1)
 
@@ -78,7 +78,7 @@ class ReferenceFormat:
             require(bool(np.isfinite(found.kl).all()), "a divergence that is no number")
             require(bool((found.kl > -_ROUNDING).all()), "a divergence below zero")
             require(bool((found.shared_top <= 1).all()), f"more than {TOP} shared tokens")
-            require(bool((window.next_log_probs <= 0).all()), "a probability above one")
+            require(bool((window.next_log_probs <= _ROUNDING).all()), "a probability above one")
             require(bool(np.isfinite(window.next_log_probs).all()), "a probability of zero")
 
 

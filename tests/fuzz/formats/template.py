@@ -44,16 +44,15 @@ _STATEMENTS = (
     *("{{% autoescape true %}}{1}{{% endautoescape %}}", "{{% block b %}}{1}{{% endblock %}}"),
     *("{{% with a = {0} %}}{1}{{% endwith %}}", "{{% for a, b in {0} if {0} %}}{1}{{% endfor %}}"),
 )
-_DEPTHS = (2, 30, 120, 1000)
+_DEPTHS = (2, 2, 2, 30, 120, 1000)
 
 
 class TemplateFormat:
     """Templates that the families ship."""
 
     def __init__(self) -> None:
-        self._pieces = [
-            piece for source in TEMPLATES.values() for piece in _PIECE.split(source) if piece
-        ]
+        pieces = [piece for source in TEMPLATES.values() for piece in _PIECE.split(source)]
+        self._expressions = [piece for piece in pieces if piece.startswith("{{")]
 
     def prepare(self, rng: Random, folder: Path) -> Use:
         """See ``FuzzFormat``."""
@@ -72,13 +71,14 @@ class TemplateFormat:
         return lambda: _use(path, messages)
 
     def _change(self, rng: Random, pieces: list[str]) -> None:
-        place = rng.randrange(len(pieces))
-        match rng.randrange(8):
+        whole = [n for n, piece in enumerate(pieces) if not piece.startswith("{%")]
+        place = rng.randrange(len(pieces)) if rng.random() < 0.1 else rng.choice(whole)
+        match rng.randrange(10):
             case 0:
                 del pieces[place]
                 pieces.append("")
             case 1:
-                pieces.insert(place, rng.choice(self._pieces))
+                pieces.insert(place, rng.choice(self._expressions))
             case 2:
                 pieces[place] = rng.choice(TEXTS)
             case 3:
