@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, NoReturn, TypeGuard
 
-from shoal.graphs.cache_types import CACHE_TYPES, graph_role
+from shoal.graphs.cache_types import CACHE_TYPES, cache_block_size, graph_role
 from shoal.graphs.contract import (
     FORMAT_VERSION,
     GRAPH_FILES,
@@ -230,6 +230,12 @@ def _read_manifest(fields: _Fields) -> Manifest:
         notes=tuple(notes),
     )
     fields.end()
+    _check_roles(fields, manifest)
+    return manifest
+
+
+def _check_roles(fields: _Fields, manifest: Manifest) -> None:
+    """Refuse graphs that cannot be together, or not be of this model."""
     graphs = manifest.graphs
     if ("mtp" in graphs) != (manifest.model.num_mtp_layers > 0):
         fields.refuse("graphs", "with an mtp graph exactly if num_mtp_layers is 1", graphs)
@@ -237,7 +243,9 @@ def _read_manifest(fields: _Fields) -> Manifest:
         found = {role for role in ("decoder", "mtp") if graph_role(role, cache_type) in graphs}
         if found and found != {"decoder", "mtp"} & set(graphs):
             fields.refuse("graphs", f"complete for {cache_type} caches", graphs)
-    return manifest
+    rank = manifest.model.kv_lora_rank
+    if any(role.endswith(".int8") for role in graphs) and cache_block_size(rank) is None:
+        fields.refuse("kv_lora_rank", "a multiple of 16 with graphs for int8 caches", rank)
 
 
 def _read_fidelity(fields: _Fields) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.fuzz.fuzz_format import AcceptedDamage, Use
 
+from shoal.graphs.message_length import LONGEST_MESSAGE
 from shoal.runtime.commands import cli
 
 SOUND = ("refused", "accepted")
@@ -28,8 +29,8 @@ FAULTS = {
 }
 """Kinds of findings and what each means."""
 
-LONGEST_LINE = 20_000
-"""Characters: a checkpoint's refusal names up to a hundred tensors."""
+LONGEST_LINE = LONGEST_MESSAGE + 100
+"""Characters: a message with what the command line puts around it."""
 
 _LONGEST_SUMMARY = 300
 _VERB = "fuzz"

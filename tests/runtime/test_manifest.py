@@ -120,6 +120,15 @@ def test_a_wrong_field_is_named_in_one_line(fake_bundle, path, value, expected):
     assert "\n" not in message
 
 
+def test_int8_caches_need_latents_that_have_blocks(fake_bundle):
+    content = fake_bundle.content()
+    content["graphs"]["decoder.int8"] = "decoder.onnx"
+    read(content)
+    content["model"]["kv_lora_rank"] = 24
+    with pytest.raises(BundleError, match="kv_lora_rank must be a multiple of 16 with graphs"):
+        read(content)
+
+
 def test_a_changed_manifest_is_found_by_its_checksum(fake_bundle):
     text = fake_bundle.manifest.to_json().replace("a note", "a nota")
     with pytest.raises(BundleError, match="manifest_sha256 does not match"):

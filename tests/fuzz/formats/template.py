@@ -72,7 +72,7 @@ class TemplateFormat:
 
     def _change(self, rng: Random, pieces: list[str]) -> None:
         whole = [n for n, piece in enumerate(pieces) if not piece.startswith("{%")]
-        place = rng.randrange(len(pieces)) if rng.random() < 0.1 else rng.choice(whole)
+        place = rng.randrange(len(pieces)) if rng.random() < 0.1 else rng.choice(whole or [0])
         match rng.randrange(10):
             case 0:
                 del pieces[place]
