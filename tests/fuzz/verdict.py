@@ -32,7 +32,7 @@ FAULTS = {
 LONGEST_LINE = LONGEST_MESSAGE + 100
 """Characters: a message with what the command line puts around it."""
 
-_LONGEST_SUMMARY = 300
+_LONGEST_SUMMARY, _MOST = 300, 20_000
 _VERB = "fuzz"
 _NO_ERROR_LINE = re.compile(r"(warning|export|verify|eval): |\[opened in ")
 _ADVICE = re.compile(r"; \S+ \S|\bmust\b|\bexpect(ed|s)\b")
@@ -94,19 +94,21 @@ def _traced(use: Use, traces: list[str]) -> Callable[[], Any]:
 
 def _judge(code: int, out: str, err: str) -> Verdict:
     if not _is_printable(out):
-        return Verdict("message", f"control characters on the terminal: {out!a}"[:LONGEST_LINE])
+        return Verdict("message", f"control characters on the terminal: {out!a}"[:_MOST])
     lines = [line for line in err.split("\n") if line and not _NO_ERROR_LINE.match(line)]
-    if code == cli.EXIT_DONE and not lines:
-        return Verdict("accepted")
     text = "\n".join(lines)
+    if code == cli.EXIT_DONE:
+        return (
+            Verdict("message", f"accepted, with {text}"[:_MOST]) if lines else Verdict("accepted")
+        )
     if code != cli.EXIT_FAILED:
-        return Verdict("traceback", f"exit code {code}: {text}"[:LONGEST_LINE])
+        return Verdict("traceback", f"exit code {code}: {text}"[:_MOST])
     if "this is a bug in shoal" in text:
-        return Verdict("bug", text[:LONGEST_LINE])
+        return Verdict("bug", text[:_MOST])
     if "out of memory" in text:
-        return Verdict("memory", text[:LONGEST_LINE])
+        return Verdict("memory", text[:_MOST])
     problem = _problem_of(lines)
-    return Verdict("message", f"{problem}: {text[:LONGEST_LINE]}") if problem else _refused(text)
+    return Verdict("message", f"{problem}: {text[:_MOST]}") if problem else _refused(text)
 
 
 def _refused(text: str) -> Verdict:
