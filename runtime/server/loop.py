@@ -96,7 +96,7 @@ def _answer_stream(
             try:
                 data = data[os.write(target, data) :]
             except OSError as error:
-                raise ClientGone from error
+                raise ClientGone from OSError(error.errno, error.strerror, "stdout")
 
     def answer(line: bytes | None) -> None:
         try:
