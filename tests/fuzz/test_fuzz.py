@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from tests.fuzz.campaign import Campaign, Plan
-from tests.fuzz.fuzz_format import Samples
+from tests.fuzz.fuzz_format import FORMATS, Samples
 from tests.fuzz.samples import make_samples
 
 CASES = 100
-FORMATS = ("manifest", "graph", "context", "reference", "pack", "template", "service")
 
 
 @pytest.fixture(scope="module")
