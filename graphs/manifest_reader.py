@@ -6,7 +6,6 @@ the file into a message unshortened.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any, NoReturn, TypeGuard
@@ -26,6 +25,7 @@ from shoal.graphs.manifest import FileInfo, Manifest, ModelInfo, TensorInfo, che
 from shoal.graphs.message_parts import shortened
 from shoal.graphs.parameters import KINDS, Parameter
 from shoal.graphs.recipes import BLOCK_SIZES, WEIGHT_CHOICES, WeightFormat
+from shoal.graphs.strict_json import strict_json
 
 MAX_MANIFEST_BYTES = 8 << 20
 """Far above what the largest model needs: one tensor takes about 200 bytes."""
@@ -87,11 +87,7 @@ def _parse(text: str | bytes, where: str) -> dict[str, Any]:
             f"{where}: expected at most {MAX_MANIFEST_BYTES} bytes, found {len(text)}; {_AGAIN}"
         )
     try:
-        content = json.loads(
-            text if isinstance(text, str) else text.decode("utf-8"),
-            object_pairs_hook=_object_without_duplicates,
-            parse_constant=_refuse_constant,
-        )
+        content = strict_json(text)
     except RecursionError as error:
         raise BundleError(f"{where}: nested deeper than {_MAX_DEPTH} levels; {_AGAIN}") from error
     except ValueError as error:  # bad UTF-8, bad JSON, numbers of thousands of digits
@@ -100,19 +96,6 @@ def _parse(text: str | bytes, where: str) -> dict[str, Any]:
         raise BundleError(f"{where}: expected a JSON object, found {_short(content)}; {_AGAIN}")
     _check_depth(content, where)
     return content
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"key {_short(key)} twice in one object")
-        content[key] = value
-    return content
-
-
-def _refuse_constant(constant: str) -> Any:
-    raise ValueError(f"{constant}, which is no JSON number")
 
 
 def _check_depth(content: Any, where: str) -> None:

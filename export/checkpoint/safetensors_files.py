@@ -7,7 +7,6 @@ the process, and an export must stay within bounds whatever the size of the chec
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -32,6 +31,7 @@ from shoal.graphs.contract import MAX_DIMENSIONS
 from shoal.graphs.errors import CheckpointError
 from shoal.graphs.input_files import open_regular
 from shoal.graphs.message_parts import shortened
+from shoal.graphs.strict_json import strict_json
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
@@ -205,7 +205,7 @@ def _read_header(path: Path, problems: list[str]) -> dict[str, TensorHeader]:
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 problems.append(f"{path.name}: truncated or not safetensors ({size} bytes)")
                 return {}
-            entries = json.loads(file.read(length))
+            entries = strict_json(file.read(length))
         headers, ends = _parse_entries(path, entries, 8 + length)
     except OSError as exc:
         problems.append(f"{path.name}: cannot be read: {exc.strerror}")
@@ -235,6 +235,8 @@ def _parse_entries(
     spans: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
         if name == "__metadata__":
+            if not _is_metadata(entry):
+                raise _DamagedEntry("expected texts by name in __metadata__")
             continue
         headers[name], span = _parse_entry(path, name, entry, data_start)
         spans.append((*span, name))
@@ -271,6 +273,12 @@ def _parse_entry(
         )
     header = TensorHeader(file=path, dtype=dtype, shape=tuple(shape), offset=data_start + begin)
     return header, (begin, end)
+
+
+def _is_metadata(entry: Any) -> bool:
+    if entry is None:
+        return True
+    return isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
 
 
 def _is_size(value: Any) -> bool:

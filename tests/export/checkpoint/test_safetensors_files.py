@@ -156,6 +156,11 @@ ENTRY = '{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
         (ENTRY.replace("[0,8]", "[4,12]"), bytes(12)),
         (ENTRY.replace("[0,8]", "[0]"), bytes(8)),
         (ENTRY[:-1] + "," + ENTRY[1:].replace("x", "y"), bytes(8)),
+        ('{"x":0,' + ENTRY[1:], bytes(8)),
+        ('{"__metadata__":{"format":NaN},' + ENTRY[1:], bytes(8)),
+        ('{"__metadata__":{"format":1},' + ENTRY[1:], bytes(8)),
+        ('{"__metadata__":["format"],' + ENTRY[1:], bytes(8)),
+        (ENTRY.encode("utf-16").decode("latin-1"), bytes(8)),
     ],
     ids=str,
 )

@@ -1,0 +1,36 @@
+"""JSON as its standard has it, where two readers of a file must not see two different things."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from shoal.graphs.message_parts import shortened
+
+
+def strict_json(content: str | bytes) -> Any:
+    """The value that JSON stands for, UTF-8 if it is bytes.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, a key twice in one object, or NaN or Infinity, which
+            Python would take.
+        RecursionError: it is too deep.
+    """
+    return json.loads(
+        content if isinstance(content, str) else content.decode("utf-8"),
+        object_pairs_hook=_object_without_duplicates,
+        parse_constant=_refuse_constant,
+    )
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"key {shortened(key)} twice in one object")
+        content[key] = value
+    return content
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant}, which is no JSON number")
