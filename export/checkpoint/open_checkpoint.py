@@ -130,7 +130,7 @@ def _open_gguf(name: str, path: Path) -> Checkpoint:
         path=path,
         raw_config=raw_config,
         config=config,
-        tensors=GgufTensors(gguf, config.n_routed_experts),
+        tensors=GgufTensors(gguf, config),
         gguf=gguf,
     )
 

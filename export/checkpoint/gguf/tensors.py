@@ -20,6 +20,7 @@ from torch import Tensor
 from shoal.export.checkpoint.gguf.file import TYPES, GgufModel, GgufTensor
 from shoal.export.checkpoint.stored_tensors import TensorHeader
 from shoal.export.config.keys import FP8_BLOCK
+from shoal.export.config.model_config import ModelConfig
 from shoal.graphs.errors import CheckpointError
 from shoal.graphs.message_parts import shortened
 
@@ -49,7 +50,7 @@ _IN_LAYER = {
     "ffn_down_shexp.weight": "mlp.shared_experts.down_proj.weight",
 }
 _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps\.weight")
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.(.+)")  # one way to write a number
 _KEY_PART, _VALUE_PART = "attn_k_b.weight", "attn_v_b.weight"
 _KEY_VALUE = "self_attn.kv_b_proj.weight"
 
@@ -83,12 +84,12 @@ class GgufTensors:
     readable = tuple(TYPES.values())
     fp8_block = FP8_BLOCK  # there are none
 
-    def __init__(self, model: GgufModel, num_experts: int) -> None:
+    def __init__(self, model: GgufModel, config: ModelConfig) -> None:
         """List the tensors of a file.
 
         Args:
             model: the file's header.
-            num_experts: in every stack of experts, as the config says.
+            config: what it says of the model, which bounds how many experts are listed.
 
         Raises:
             CheckpointError: a type that cannot be read, or a stack of another number of experts.
@@ -100,7 +101,7 @@ class GgufTensors:
                 f"{model.path}: {len(others)} tensors such as {shortened(name)} ({kind}) are of "
                 f"types that cannot be read; choose a file of {', '.join(self.readable)}"
             )
-        self._places = dict(_places(model, num_experts))
+        self._places = dict(_places(model, config))
         self.path = model.path
         self.headers = {name: _header(place) for name, place in self._places.items()}
 
@@ -128,20 +129,20 @@ def _header(place: _Rows | _KeyValue) -> TensorHeader:
     )
 
 
-def _places(model: GgufModel, num_experts: int) -> Iterator[tuple[str, _Rows | _KeyValue]]:
+def _places(model: GgufModel, config: ModelConfig) -> Iterator[tuple[str, _Rows | _KeyValue]]:
     for name, tensor in model.tensors.items():
         match = _LAYER.fullmatch(name)
-        if match is None:
+        if match is None or int(match[1]) >= config.num_hidden_layers:
             yield _GLOBAL.get(name, name), _whole(tensor)
             continue
         prefix, part = f"model.layers.{match[1]}.", match[2]
         experts = _EXPERTS.fullmatch(part)
         if experts is not None and len(tensor.shape) == 3:
             count, rows, _ = tensor.shape
-            if count != num_experts:  # before a list of them takes gigabytes
+            if count != config.n_routed_experts:  # before a list of them takes gigabytes
                 raise CheckpointError(
-                    f"{model.path}: {shortened(name)}: expected {num_experts} experts as in "
-                    f"expert_count, found {count}; download the file again"
+                    f"{model.path}: {shortened(name)}: expected {config.n_routed_experts} experts "
+                    f"as in expert_count, found {count}; download the file again"
                 )
             for expert in range(count):
                 yield (

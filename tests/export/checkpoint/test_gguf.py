@@ -162,7 +162,7 @@ def test_published_models_keep_their_config(name: str) -> None:
         ({"deepseek2.attention.temperature_scale": 0.1}, "temperature_scale: unknown key"),
         ({"deepseek2.rope.scaling.type": "linear"}, "rope_scaling.rope_type: expected"),
         ({"deepseek2.block_count": 6}, "missing model.layers.5"),
-        ({"deepseek2.block_count": 4}, "unexpected model.layers.4"),
+        ({"deepseek2.block_count": 4}, "unexpected blk.4.attn_kv_a_mqa.weight"),
         ({"deepseek2.embedding_length": "wide"}, "hidden_size: expected a whole number"),
         ({"deepseek2.attention.key_length_mla": 7}, "qk_nope_head_dim: expected at least 1"),
         ({"tokenizer.ggml.model": "llama"}, "found 'llama' with 'deepseek-v3'"),

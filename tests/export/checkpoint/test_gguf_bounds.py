@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.dependencies
 
 TINY = Path(__file__).parents[3] / "checkpoints" / "tiny-v3" / "config.json"
 VOCABULARY = {"model": {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}, "added_tokens": []}
+CONFIG = ModelConfig.from_hf({"model_type": "deepseek_v3"})  # 256 experts
 NUMBERS = np.array([1, 2], np.int32)
 
 
@@ -39,15 +40,26 @@ def traced_memory() -> Iterator[Callable[[], int]]:
         tracemalloc.stop()
 
 
-def test_experts_are_counted_before_they_are_listed(tmp_path: Path) -> None:
-    stack = GgufTensor(file=tmp_path / "m", type="F32", shape=(4_000_000, 1, 1), offset=0)
-    model = GgufModel(path=tmp_path, metadata={}, tensors={"blk.0.ffn_up_exps.weight": stack})
+def stacks(names: Iterable[str], count: int) -> GgufModel:
+    """A file with stacks of experts of one value each, which are small in a file."""
+    stack = GgufTensor(file=Path("m.gguf"), type="F32", shape=(count, 1, 1), offset=0)
+    return GgufModel(path=Path("m.gguf"), metadata={}, tensors=dict.fromkeys(names, stack))
+
+
+def test_experts_are_counted_before_they_are_listed() -> None:
+    model = stacks(["blk.0.ffn_up_exps.weight"], 4_000_000)
     with (
         traced_memory() as peak,
-        pytest.raises(CheckpointError, match=r"expected 16 experts .* found 4000000"),
+        pytest.raises(CheckpointError, match=r"expected 256 experts .* found 4000000"),
     ):
-        GgufTensors(model, 16)
+        GgufTensors(model, CONFIG)
     assert peak() < 1 << 20
+
+
+@pytest.mark.parametrize("number", ["{:05}", "{}0000", "{}" + "0" * 5000], ids=len)
+def test_experts_of_layers_that_the_config_has_not_are_not_listed(number: str) -> None:
+    names = [f"blk.{number.format(i + 1)}.ffn_up_exps.weight" for i in range(1000)]
+    assert set(GgufTensors(stacks(names, 256), CONFIG).headers) == set(names)
 
 
 def bytes_in_metadata(path: Path, count: int) -> Path:
