@@ -19,7 +19,7 @@ from shoal.graphs.text.library_tokenizer import LibraryTokenizer, library_faults
 
 pytestmark = pytest.mark.dependencies
 
-MEMORY = 1 << 30  # bytes of address space, of which Python and its libraries take a third
+MEMORY = 512 << 20  # bytes of address space beyond what Python and its libraries have taken
 SECONDS = 5  # of the processor for one file; a good one takes 0.01
 WHERE = Path("bundle/tokenizer.json")
 
@@ -44,7 +44,8 @@ def use(file: Json | bytes) -> str | None:
 
 def use_all(group: str) -> None:
     """Use the files of a group; a file that takes too long or too much ends the process."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     files: Any = getattr(hostile_tokenizers, group)
     for name, file in files.items() if isinstance(files, dict) else files():
         print(json.dumps(name), end=" ", flush=True)
