@@ -11,7 +11,7 @@ from typing import Protocol
 
 FORMATS = (
     *("manifest", "graph", "context", "reference", "pack", "template"),
-    *("gguf", "safetensors", "tokenizer", "service"),
+    *("gguf", "safetensors", "tokenizer", "vocabulary", "service"),
 )
 """All formats; each is a module of tests/fuzz/formats with a function ``make``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from random import Random
@@ -12,13 +13,16 @@ from safetensors import SafetensorError, safe_open
 from tests.fuzz.checkpoint_use import use_checkpoint
 from tests.fuzz.fuzz_format import Samples, Use, require
 from tests.fuzz.json_mutations import change_json, change_json_text, json_bytes
-from tests.fuzz.mutations import change_bytes
+from tests.fuzz.mutations import change_bytes, change_text, number_of_changes
 
 from shoal.export.checkpoint.open_checkpoint import open_checkpoint
+from shoal.export.checkpoint.safetensors_files import ITEM_BITS
 from shoal.export.checkpoint.weight_files import INDEX_FILE, SINGLE_FILE
 
-_TEXTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
-_MANY_SHARDS = 20_000
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_TEXTS = (_CONFIG, _GENERATION, "tokenizer_config.json", "tokenizer.json")
+_DTYPES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F64", "I8", "U8", "I64", "BOOL", "F4", "X")
+_MANY_SHARDS, _LARGEST_DATA = 20_000, 1 << 29
 
 
 class SafetensorsFormat:
@@ -37,7 +41,7 @@ class SafetensorsFormat:
         """See ``FuzzFormat``."""
         checkpoint = folder / "checkpoint"
         checkpoint.mkdir()
-        kind = rng.choice(("header", "header", "header", "index", *_TEXTS[:2]))
+        kind = rng.choice(("header", "header", "header", "index", _CONFIG, _CONFIG, _GENERATION))
         for name, value in self._texts.items():
             text = json_bytes(value)
             if name == kind:
@@ -54,9 +58,14 @@ class SafetensorsFormat:
         return lambda: self._use(checkpoint)
 
     def _write_weights(self, rng: Random, path: Path, *, changed: bool) -> None:
-        text, size = json.dumps(self._header).encode(), len(self._data)
+        header, size = self._header, len(self._data)
+        if changed and rng.random() < 0.4:
+            header, size = _placed_again(rng, header)
+        elif changed:
+            header = change_json(rng, header)
+        text = json_bytes(header)
         if changed:
-            text = change_json_text(rng, json_bytes(change_json(rng, self._header)))
+            text = change_json_text(rng, text)
         start = len(text).to_bytes(8, "little")
         if changed and rng.random() < 0.15:
             start = change_bytes(rng, start)
@@ -82,6 +91,33 @@ class SafetensorsFormat:
             require(False, f"a file that safetensors refuses: {error}")
         ours = {name: header.shape for name, header in headers.items()}
         require(ours == shapes, "tensors that safetensors reads in another way")
+
+
+def _placed_again(rng: Random, header: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """A few tensors changed and all of them put one after another; and the bytes they take."""
+    entries = {name: dict(entry) for name, entry in header.items() if name != "__metadata__"}
+    for _ in range(number_of_changes(rng)):
+        name, other = rng.choice(list(entries)), rng.choice(list(entries))
+        match rng.randrange(6):
+            case 0:
+                entries[name]["dtype"] = rng.choice(_DTYPES)
+            case 1:
+                entries[name]["shape"] = entries[other]["shape"]
+            case 2:
+                shape = [rng.choice((0, 1, 2, 16, 1 << 20)) for _ in range(rng.randrange(4))]
+                entries[name]["shape"] = shape
+            case 3:
+                entries[change_text(rng, name)] = entries.pop(name)
+            case 4:
+                entries[f"{name}_scale_inv"] = dict(entries[other])
+            case _:
+                entries[name], entries[other] = entries[other], entries[name]
+    end = 0
+    for entry in entries.values():
+        bits = ITEM_BITS.get(entry["dtype"], 8) * math.prod(entry["shape"])
+        begin, end = end, end + bits // 8
+        entry["data_offsets"] = [begin, end]
+    return entries, min(end, _LARGEST_DATA)
 
 
 def _changed_index(rng: Random, index: dict[str, Any]) -> bytes:

@@ -55,7 +55,23 @@ _PARTS = {
     "pre_tokenizer": (_PRE_TOKENIZERS, "pretokenizers"),
     "decoder": (_DECODERS, "decoders"),
 }
+_ADDED = ("begin_of_sentence", "end_of_sentence", "pad", "user", "assistant")
+_LETTERS = [
+    *(f"<|{name}|>" for name in _ADDED),
+    "[UNK]",
+    *map(chr, range(33, 127)),
+    "##a",
+    "Ġ",
+    "he",
+    "ll",
+]
+_VOCAB = {letter: number for number, letter in enumerate(_LETTERS)}
 _MODELS: tuple[dict[str, Any], ...] = (
+    {"type": "WordLevel", "vocab": _VOCAB, "unk_token": "[UNK]"},
+    {"type": "WordPiece", "vocab": _VOCAB, "unk_token": "[UNK]"}
+    | {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+    {"type": "Unigram", "unk_id": 0, "vocab": [[letter, -1.5] for letter in _LETTERS]},
+    {"type": "BPE", "vocab": _VOCAB, "merges": [["h", "e"], ["l", "l"]], "unk_token": "[UNK]"},
     {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"},
     {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]"}
     | {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
@@ -98,7 +114,7 @@ class TokenizerFormat:
         if rng.random() < 0.1:
             config = change_json(rng, config)
         elif rng.random() < 0.7:
-            key = rng.choice(list(tokenizer))
+            key = rng.choice((*tokenizer, "model", "model", "added_tokens"))
             tokenizer = tokenizer | {key: change_json(rng, tokenizer[key])}
         text = change_json_text(rng, json_bytes(tokenizer))
         (folder / "tokenizer.json").write_bytes(text)
