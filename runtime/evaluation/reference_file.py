@@ -8,9 +8,10 @@
                first windows' beginnings)
     windows    for each 4 bytes of length and a zlib stream of these arrays, little-endian:
                uint32 [T] counts of known tokens, float32 [T] probability of all others, float32 [T]
-               log-probability of the token that follows (0 for the last), uint32 [T,5] ids of the
-               top five, uint16 [M,T,K] expert ids, uint32 [m] ids of known tokens by position,
-               rising, each less the one before, uint16 [m] their log-probabilities times -2048
+               log-probability of the token that follows (0 for the last, never below -700), uint32
+               [T,5] ids of the top five, uint16 [M,T,K] expert ids, uint32 [m] ids of known tokens
+               by position, rising, each less the one before, uint16 [m] their log-probabilities
+               times -2048
     32 bytes   sha256 of everything before
 
 Known tokens are the most likely ones that have at least 99.9 % of the probability, whatever their
@@ -39,6 +40,9 @@ from shoal.runtime.evaluation.reference_header import ReferenceHeader
 
 LARGEST_REST = 1e-3
 """Probability that may be left out of a distribution."""
+
+SMALLEST_LOG_PROB = -700.0
+"""Of a token that follows; smaller ones are lost to rounding, and exp of their sum overflows."""
 
 MAGIC = b"shoalref"
 STEPS_PER_NAT = 2048
@@ -75,7 +79,7 @@ class ReferenceWriter:
             (
                 counts.astype("<u4"),
                 rest.astype("<f4"),
-                next_log_probs.astype("<f4"),
+                np.maximum(next_log_probs, SMALLEST_LOG_PROB).astype("<f4"),
                 rows.best_ids.astype("<u4"),
                 steps.astype("<u4"),
                 codes,

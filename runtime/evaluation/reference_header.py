@@ -81,7 +81,7 @@ def _is_header(found: Mapping[str, Any]) -> bool:
         return False
     last_token = found["vocab_size"] - 1 if _is_integer(found["vocab_size"], 1, _MAX_SIZE) else -1
     return (
-        found["format_version"] == FORMAT_VERSION
+        _is_integer(found["format_version"], FORMAT_VERSION, FORMAT_VERSION)
         and last_token >= 0
         and _is_record(found["model"], sha256=_is_digest, name=_is_text, weights=_is_text)
         and _is_digest(found["tokenizer"])

@@ -22,7 +22,12 @@ import numpy as np
 from shoal.graphs.errors import InputError
 from shoal.graphs.input_files import open_regular
 from shoal.runtime.evaluation.metrics import TOP, DoubleArray, IntArray, PartRows
-from shoal.runtime.evaluation.reference_file import LARGEST_REST, MAGIC, STEPS_PER_NAT
+from shoal.runtime.evaluation.reference_file import (
+    LARGEST_REST,
+    MAGIC,
+    SMALLEST_LOG_PROB,
+    STEPS_PER_NAT,
+)
 from shoal.runtime.evaluation.reference_header import (
     MAX_HEADER_BYTES,
     ReferenceHeader,
@@ -224,7 +229,7 @@ def _share_out(window: StoredWindow) -> None:
     # Written so that NaN is refused too.
     if not ((rest >= 0) & (rest <= LARGEST_REST + _FLOAT_ERROR)).all():
         raise ValueError("expected a small probability of all other tokens")
-    if not ((next_log_probs <= _FLOAT_ERROR) & np.isfinite(next_log_probs)).all():
+    if not ((next_log_probs <= _FLOAT_ERROR) & (next_log_probs >= SMALLEST_LOG_PROB)).all():
         raise ValueError("expected logarithms of probabilities")
     rows = np.repeat(np.arange(len(rest)), np.diff(window.starts))
     known = np.bincount(rows, np.exp(window.log_probs), minlength=len(rest))

@@ -118,7 +118,7 @@ def test_taking_apart_and_sealing_gives_a_reference_again(
 def _column_changes() -> Iterator[Any]:
     for name, value in [
         *(("rest", value) for value in (np.nan, 2.0, -0.1, np.inf, 0.5)),
-        *(("next", value) for value in (np.nan, np.inf, 1.0, -np.inf)),
+        *(("next", value) for value in (np.nan, np.inf, 1.0, -np.inf, -1e30)),
         *(("best", value) for value in (1 << 31, 1 << 20)),
         ("counts", 0),
         ("counts", (1 << 32) - 1),
@@ -169,6 +169,7 @@ def test_the_same_expert_or_token_twice_is_refused(
         lambda t: t.header.update(windows=[64.0]),
         lambda t: t.header.update(windows=[True] * 7),
         lambda t: t.header.update(windows="64"),
+        lambda t: t.header.update(format_version=True),
         lambda t: t.header.update(vocab_size=1 << 24),
         lambda t: t.header.update(vocab_size=None),
         lambda t: t.header.update(moe_layers=[0] * 1000),
