@@ -43,6 +43,7 @@ MAX_GRAPH_BYTES = 256 << 20
 """Far above what the largest model needs: a layer takes about 20 kB."""
 
 _MAX_CONSTANT_BYTES = 4096
+_NODES_PER_LAYER = 512  # some 60 are needed; onnxruntime takes minutes over chains of many nodes
 _SHOAL = "shoal::"
 _TYPES = {"int": int, "float": float, "string": str}
 
@@ -125,6 +126,9 @@ def check_graph(content: bytes, where: str, role: str, manifest: Manifest) -> No
 def _problems(graph: GraphFile, manifest: Manifest) -> Iterator[str]:
     if graph.ir_version > IR_VERSION or graph.opsets != OPSET_IMPORTS:
         yield "is of another version of ONNX than graphs of bundles"
+    most_nodes = _NODES_PER_LAYER * manifest.model.num_hidden_layers
+    if len(graph.nodes) > most_nodes:
+        yield f"has {len(graph.nodes)} nodes, expected at most {most_nodes}"
     for node in graph.nodes:
         yield from _node_problems(node)
     yield from _function_problems(graph)

@@ -121,6 +121,14 @@ def _nested(model: onnx.ModelProto) -> None:
         )
 
 
+def _chain(model: onnx.ModelProto) -> None:
+    """A long chain of cheap nodes, over which onnxruntime takes minutes."""
+    last = "position_ids"
+    for number in range(3000):
+        model.graph.node.append(helper.make_node("Add", [last, last], [f"chain.{number}"]))
+        last = f"chain.{number}"
+
+
 def _change_body(model: onnx.ModelProto) -> None:
     node = next(n for f in model.functions if f.name == "Linear" for n in f.node)
     node.attribute[0].i += 1
@@ -137,6 +145,7 @@ def _swap_places(model: onnx.ModelProto) -> None:
 CHANGES: list[Callable[[onnx.ModelProto], object]] = [
     _loop,
     _nested,
+    _chain,
     _change_body,
     _swap_places,
     lambda m: m.graph.node.append(helper.make_node("Scan", ["x"], ["y"])),
