@@ -193,7 +193,7 @@ class ShoalForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
         check_positions(position_ids, real_BS, num_new)
         first = first_kept(logits_to_keep, shape)
         if labels is not None:
-            check_labels(labels, real_BT, options)
+            check_labels(labels, real_BT, self.model.manifest.model.vocab_size, options)
             first = 0  # the loss is that of all columns
         logits = layer.read(input_ids, real_BT, num_new - first)
         output = CausalLMOutputWithPast(

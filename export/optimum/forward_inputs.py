@@ -117,22 +117,31 @@ def check_positions(position_ids: Tensor | None, real_BS: Tensor, num_new: int) 
         )
 
 
-def check_labels(labels_BT: Tensor, real_BT: Tensor, options: dict[str, Any]) -> None:
+def check_labels(
+    labels_BT: Tensor, real_BT: Tensor, vocab_size: int, options: dict[str, Any]
+) -> None:
     """Refuse labels for which there are no logits.
 
     Args:
         labels_BT: as transformers takes them, not shifted yet.
         real_BT: false where there is padding.
+        vocab_size: what their tokens are below.
         options: ``ignore_index`` and ``shift_labels`` of transformers' loss, if given.
 
     Raises:
-        InputError: another shape than the ids', or a label whose column comes after padding.
+        InputError: another shape than the ids', no token, or one whose column comes after padding.
     """
     if _shape_of(labels_BT) != list(real_BT.shape):
         raise InputError(
             f"labels: expected shape {list(real_BT.shape)}, found {_shape_of(labels_BT)}"
         )
     ignored = options.get("ignore_index", -100)
+    is_token_BT = (labels_BT >= 0) & (labels_BT < vocab_size)
+    if labels_BT.dtype != torch.int64 or not (is_token_BT | (labels_BT == ignored)).all():
+        raise InputError(
+            f"labels: expected int64 tokens below {vocab_size}, or {ignored} to leave a column "
+            "out, found others"
+        )
     shifted_BT = options.get("shift_labels")
     if shifted_BT is None:
         shifted_BT = pad(labels_BT, (0, 1), value=ignored)[:, 1:]

@@ -52,6 +52,12 @@ def test_the_loss_is_that_of_all_columns_whatever_is_kept(model: ShoalForCausalL
     assert torch.equal(found.logits, whole.logits[:, -1:])
 
 
+@pytest.mark.parametrize("labels", [IDS + 1_000_000, IDS - 50, IDS.float()])
+def test_labels_that_are_no_tokens_are_refused(labels: torch.Tensor, model: Any) -> None:
+    with pytest.raises(InputError, match=r"labels: expected int64 tokens below \d+, or -100"):
+        model(IDS, labels=labels)
+
+
 def test_labels_without_logits_are_refused(model: ShoalForCausalLM, batch: Any) -> None:
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     with pytest.raises(InputError, match="labels: expected -100 in columns that come after paddin"):
