@@ -175,8 +175,8 @@ class _Fields:
 
     def text(self, key: str, choices: tuple[str, ...] = ()) -> str:
         value = self.take(key)
-        if not _is_text(value) or (choices and value not in choices):
-            plain = f"a text of at most {_MAX_TEXT_LENGTH} letters"
+        if not _is_text(value) or not value.isprintable() or (choices and value not in choices):
+            plain = f"a text of at most {_MAX_TEXT_LENGTH} printable letters"
             self.refuse(key, "one of " + ", ".join(choices) if choices else plain, value)
         return str(value)
 

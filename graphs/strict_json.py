@@ -12,15 +12,17 @@ def strict_json(content: str | bytes) -> Any:
     """The value that JSON stands for, UTF-8 if it is bytes.
 
     Raises:
-        ValueError: not UTF-8, not JSON, a key twice in one object, or NaN or Infinity, which
-            Python would take.
+        ValueError: not UTF-8, not JSON, a key twice in one object, or NaN, Infinity or half a
+            letter, which Python would take.
         RecursionError: it is too deep.
     """
-    return json.loads(
-        content if isinstance(content, str) else content.decode("utf-8"),
-        object_pairs_hook=_object_without_duplicates,
-        parse_constant=_refuse_constant,
+    text = content if isinstance(content, str) else content.decode("utf-8")
+    value = json.loads(
+        text, object_pairs_hook=_object_without_duplicates, parse_constant=_refuse_constant
     )
+    if "\\u" in text:  # one of two surrogates has no UTF-8, which is an error here
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _SUFFIX = ".safetensors"
 _LONGEST_INDEX = 64 << 20  # bytes; of the models published so far, the largest has 14 MB
 _MOST_SHARDS = 10_000
 _SPECIAL = frozenset("/\\*?[]")  # they lead elsewhere, or stand for several files
+_LONGEST_NAME = 255  # bytes; no system has longer ones
 
 
 def weights_file(there: Container[str]) -> str | None:
@@ -62,9 +63,18 @@ def _check_names(path: Path, shards: dict[str, list[str]]) -> None:
             f"{path}: expected at most {_MOST_SHARDS} files, found {len(shards)}; download it again"
         )
     for file in shards:
-        is_plain = file.isprintable() and not file.startswith(".") and not _SPECIAL & set(file)
-        if not is_plain or not file.endswith(_SUFFIX):
+        if not _is_plain(file):
             raise CheckpointError(
                 f"{path}: expected plain names of {_SUFFIX} files, found "
                 f"{shortened(repr(file))}; download it again"
             )
+
+
+def _is_plain(file: str) -> bool:
+    return (
+        file.isprintable()
+        and file.endswith(_SUFFIX)
+        and not file.startswith(".")
+        and not _SPECIAL & set(file)
+        and len(file.encode("utf-8")) <= _LONGEST_NAME
+    )

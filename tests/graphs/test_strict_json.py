@@ -10,6 +10,7 @@ from shoal.graphs.strict_json import strict_json
 def test_json_is_read_from_text_and_utf_8():
     assert strict_json('{"a": [1, "\u00e4"]}') == {"a": [1, "\u00e4"]}
     assert strict_json('{"a": "\u00e4"}'.encode()) == {"a": "\u00e4"}
+    assert strict_json(r'["\ud83d\ude00", "\\ud83d"]') == ["\U0001f600", r"\ud83d"]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,8 @@ def test_json_is_read_from_text_and_utf_8():
         ("[NaN]", "NaN, which is no JSON number"),
         ("[-Infinity]", "-Infinity, which is no JSON number"),
         ("[1]".encode("utf-16"), "decode"),
+        (r'["\ud83d"]', "surrogates not allowed"),
+        (r'{"\ude00": 1}', "surrogates not allowed"),
         (b"\xef\xbb\xbf[1]", "BOM"),
         ("[" + "9" * 5000 + "]", "limit"),
     ],

@@ -96,7 +96,12 @@ def test_a_shard_that_lacks_many_tensors_names_some(tmp_path: Path) -> None:
     [
         *("../a.safetensors", "/a.safetensors", "sub/a.safetensors", "a\\b.safetensors"),
         *("..", "", ".safetensors", "a.bin", "*.safetensors", "[ab].safetensors"),
-        *("a\n.safetensors", "x" * 1_000_000),
+        *(
+            "a\n.safetensors",
+            "x" * 1_000_000,
+            "\u00e4" * 122 + ".safetensors",
+            "\ud800.safetensors",
+        ),
     ],
     ids=lambda name: repr(name[:20]),
 )
