@@ -199,6 +199,7 @@ _ATTRIBUTE_KEYS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints"}
 def _model(data: bytes) -> GraphFile:
     model = fields_of(data, _MODEL)
     graph = fields_of(one(model, "graph"), _GRAPH)
+    _check_value_info(graph.get("value_info", []))
     return GraphFile(
         ir_version=one(model, "ir_version"),
         opsets=_opsets(model),
@@ -321,6 +322,20 @@ def _port(data: bytes) -> Port:
     return Port(
         name=text(fields, "name"), data_type=one(tensor, "elem_type"), dims=_short(tuple(dims))
     )
+
+
+def _check_value_info(entries: list[bytes]) -> None:
+    """Read what is noted of values within a graph: onnxruntime refuses a file where it cannot."""
+    types = set()  # of the many entries few differ
+    for data in entries:
+        fields = fields_of(data, _VALUE_INFO)
+        text(fields, "name")
+        types.add(one(fields, "type"))
+    for data in types:
+        tensor = fields_of(one(fields_of(data, _TYPE), "tensor_type"), _TENSOR_TYPE)
+        sizes = fields_of(one(tensor, "shape", b""), _SHAPE).get("dim", [])
+        for size in _short(tuple(sizes)):
+            text(fields_of(size, _DIMENSION), "dim_param")
 
 
 def _short(dims: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -196,6 +195,12 @@ CHANGES: list[Callable[[onnx.ModelProto], object]] = [
     ),
     lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT),
     lambda m: m.graph.input[0].type.sequence_type.elem_type.tensor_type.shape.dim.add(),
+    lambda m: m.graph.value_info[0].type.sequence_type.elem_type.tensor_type.shape.dim.add(),
+    lambda m: m.graph.value_info[0].ClearField("type"),
+    lambda m: m.graph.value_info[0].metadata_props.add(),
+    lambda m: m.graph.value_info[0].type.tensor_type.shape.dim.extend(
+        [onnx.TensorShapeProto.Dimension(dim_value=1)] * 100_000
+    ),
 ]
 
 
@@ -246,9 +251,6 @@ def test_changed_bytes_are_refused_or_mean_a_graph_of_the_same_nodes(
         check(changed, manifest)
     except BundleError:
         return
-    try:
-        found = onnx.load_from_string(changed)
-    except DecodeError:  # in a part that is passed over, so onnxruntime refuses the graph
-        return
+    found = onnx.load_from_string(changed)
     ops = [node.op_type for node in decoder.graph.node]
     assert [node.op_type for node in found.graph.node] == ops

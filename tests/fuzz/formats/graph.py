@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from random import Random
 
+import onnx
+from google.protobuf.message import DecodeError
 from tests.fuzz.formats.manifest import sealed
 from tests.fuzz.fuzz_format import Samples, Use, link_bundle, require
 from tests.fuzz.mutations import change_bytes, number_of_changes
@@ -22,6 +24,7 @@ from tests.fuzz.wire_mutations import (
 
 from shoal.graphs.cache_types import CACHE_TYPES
 from shoal.graphs.contract import MANIFEST_FILE
+from shoal.graphs.onnx_file import read_graph
 from shoal.runtime.bundle import Bundle
 from shoal.runtime.opening import open_bundle
 
@@ -74,7 +77,7 @@ class GraphFormat:
     def _use(self, folder: Path, role: str, may_open: bool) -> None:
         bundle = Bundle.open(folder)
         require(may_open, "a graph that is not what the manifest says")
-        bundle.checked_graph(role)
+        _require_as_onnx_reads_it(bundle.checked_graph(role).read_bytes())
         kind, _, cache = role.partition(".")
         cache_type = next(name for name in CACHE_TYPES if name == (cache or "float32"))
         model = open_bundle(folder, threads=1, max_context=16, cache=cache_type)
@@ -86,6 +89,45 @@ class GraphFormat:
         else:
             draft = 1 if kind == "mtp" else 0
             list(model.generate([1, 2, 3], max_new_tokens=3, draft=draft))
+
+
+def _require_as_onnx_reads_it(content: bytes) -> None:
+    """What was checked must be what onnxruntime, which reads as onnx does, is going to run."""
+    try:
+        theirs = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        require(False, f"a graph that onnx refuses: {error}")
+    ours = read_graph(content, "graph")
+    require(
+        [(node.op, node.inputs, node.outputs, set(node.attributes)) for node in ours.nodes]
+        == [_as_we_read(node) for node in theirs.graph.node],
+        "other nodes than onnx reads",
+    )
+    tensors = theirs.graph.initializer
+    require(
+        [
+            (tensor.name, tensor.data_type, tensor.dims, tensor.external)
+            for tensor in ours.initializers
+        ]
+        == [(t.name, t.data_type, tuple(t.dims), _places(t)) for t in tensors],
+        "other weights than onnx reads",
+    )
+    require(
+        [function.op for function in ours.functions]
+        == [f"{function.domain}::{function.name}" for function in theirs.functions],
+        "other functions than onnx reads",
+    )
+
+
+def _as_we_read(node: onnx.NodeProto) -> tuple[str, tuple[str, ...], tuple[str, ...], set[str]]:
+    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return op, tuple(node.input), tuple(node.output), {part.name for part in node.attribute}
+
+
+def _places(tensor: onnx.TensorProto) -> dict[str, str] | None:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def _hostile_fields() -> Donors:
