@@ -34,6 +34,8 @@ from shoal.graphs.wire import fields as fields_of
 FLOAT, UINT8, INT64, BOOL, FLOAT16, DOUBLE, UINT4 = 1, 2, 7, 9, 10, 11, 21
 """onnx.TensorProto.DataType, as far as bundles use them."""
 
+_EXTERNAL = 1  # onnx.TensorProto.DataLocation
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -282,7 +284,10 @@ def _attribute(data: bytes) -> tuple[str, AttributeValue | Reference]:
 def _tensor(data: bytes) -> Tensor:
     fields = fields_of(data, _TENSOR)
     external = None
-    if one(fields, "data_location", 0):
+    location = one(fields, "data_location", 0)
+    if location not in (0, _EXTERNAL):  # which others take for 0
+        raise WireError("a tensor in no place")
+    if location == _EXTERNAL:
         external = {}
         for entry in fields.get("external_data", ()):
             pair = fields_of(entry, _ENTRY)

@@ -141,6 +141,13 @@ def _swap_places(model: onnx.ModelProto) -> None:
     a.value, b.value = b.value, a.value
 
 
+def _put_nowhere(model: onnx.ModelProto, name: str) -> None:
+    """A place for data that ONNX does not know, which onnx leaves unread."""
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.ClearField("data_location")
+    tensor.MergeFromString(b"\x70\x02")
+
+
 CHANGES: list[Callable[[onnx.ModelProto], object]] = [
     _loop,
     _nested,
@@ -184,6 +191,7 @@ CHANGES: list[Callable[[onnx.ModelProto], object]] = [
     lambda m: setattr(
         next(t for t in m.graph.initializer if t.name == "norm.weight"), "name", "norm.other"
     ),
+    lambda m: _put_nowhere(m, "norm.weight"),
     lambda m: m.graph.input.append(m.graph.input[0]),
     lambda m: m.graph.input.pop(),
     lambda m: m.graph.output.pop(0),
