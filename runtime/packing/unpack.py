@@ -5,7 +5,7 @@ them are complete. A file that is not complete yet ends in ``.part``; the next a
 with the pack and continues where the two differ, whatever a loss of power left.
 
 Anybody may have prepared a folder of that name. What is found in it is used only if it is this
-user's own, no link of any kind, part of the pack, and has the pack's bytes.
+user's own, closed to writers, no link of any kind, part of the pack, and has the pack's bytes.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class _Unpacking:
                 if entry.name.removesuffix(_UNFINISHED) not in names:
                     raise _not_ours(self._staging, f"{entry.name!a}, no part of the pack")
                 if not _is_own_file(entry.stat(follow_symlinks=False)):
-                    raise _not_ours(self._staging, f"{entry.name}, a link or another user's")
+                    raise _not_ours(self._staging, f"{entry.name}, a link or open to others")
 
     def _is_there(self, part: Part) -> bool:
         """Whether a file is complete; one with other bytes is removed."""
@@ -141,7 +141,7 @@ class _Unpacking:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(unfinished, flags, 0o644), "r+b") as target:
             if not _is_own_file(os.fstat(target.fileno())):
-                raise _not_ours(self._staging, f"{unfinished.name}, a link or another user's")
+                raise _not_ours(self._staging, f"{unfinished.name}, a link or open to others")
             check_file_size(target.fileno(), part.size)
             try:
                 self._copy(part, target)
@@ -196,7 +196,12 @@ def _open_pack(pack: Path) -> Iterator[IO[bytes]]:
 
 
 def _is_own_file(found: os.stat_result) -> bool:
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+    return (
+        stat.S_ISREG(found.st_mode)
+        and found.st_nlink == 1
+        and found.st_uid == os.geteuid()
+        and not found.st_mode & _OTHERS_MAY_WRITE
+    )
 
 
 def _not_ours(folder: Path, what: str) -> RuntimeFailure:

@@ -337,6 +337,19 @@ def test_a_hidden_folder_that_others_may_write_to_is_refused(
         unpack(pack, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "weights.bin.part"])
+def test_a_hidden_file_that_others_may_write_to_is_refused(
+    pack: Path, stopped: Path, tmp_path: Path, name: str
+) -> None:
+    (stopped / name).write_text("mine")
+    (stopped / name).chmod(0o666)
+    with pytest.raises(
+        RuntimeFailure, match=r"found weights\.bin.*, a link or open to others; rem"
+    ):
+        unpack(pack, tmp_path / "out")
+    assert (stopped / name).read_text() == "mine"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_a_hidden_folder_of_another_user_is_refused(
     pack: Path, stopped: Path, tmp_path: Path
