@@ -111,7 +111,9 @@ class LibraryTokenizer:
         try:
             size = len(text.encode())
         except UnicodeEncodeError as error:
-            raise InputError("encode expects valid Unicode text, found lone surrogates") from error
+            raise InputError(
+                "text: expected valid Unicode, found half of a surrogate pair; remove it"
+            ) from error
         if len(text) > LONGEST_TEXT:
             raise InputError(
                 f"text: expected at most {LONGEST_TEXT} characters, found {len(text)}; encode it "
