@@ -6,6 +6,7 @@ import argparse
 import io
 import re
 import traceback
+import unicodedata
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ LONGEST_LINE = LONGEST_MESSAGE + 100
 """Characters: a message with what the command line puts around it."""
 
 _LONGEST_SUMMARY, _MOST = 300, 20_000
+_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 _VERB = "fuzz"
 _NO_ERROR_LINE = re.compile(r"(warning|export|verify|eval): |\[opened in ")
 _ADVICE = re.compile(r"; \S+ \S|\bmust\b|\bexpect(ed|s)\b")
@@ -123,7 +125,7 @@ def _problem_of(lines: list[str]) -> str:
         return "no error"
     if len(line) > LONGEST_LINE:
         return f"{len(line)} characters"
-    if not line.isprintable():
+    if not _is_harmless(line):
         return f"control characters: {line!a}"
     if not _ADVICE.search(line):
         return "no advice"
@@ -132,4 +134,12 @@ def _problem_of(lines: list[str]) -> str:
 
 def _is_printable(text: str) -> bool:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # bold, as rich writes it
-    return all(line.isprintable() for line in plain.replace("\t", " ").split("\n"))
+    return all(_is_harmless(line) for line in plain.replace("\t", " ").split("\n"))
+
+
+def _is_harmless(line: str) -> bool:
+    """Whether a terminal shows a line as it is: nothing steers it or turns the order around."""
+    return not any(
+        unicodedata.category(letter) == "Cc" or unicodedata.bidirectional(letter) in _TURNING
+        for letter in line
+    )

@@ -29,6 +29,7 @@ from shoal.runtime.bundle import Bundle
 from shoal.runtime.opening import open_bundle
 
 _GRAPH, _NODE, _FUNCTIONS, _SUBGRAPH = 7, 1, 25, 6
+_UNSIGNED = (1 << 64) - 1  # as we read numbers of types
 
 
 class GraphFormat:
@@ -109,7 +110,7 @@ def _require_as_onnx_reads_it(content: bytes) -> None:
             (tensor.name, tensor.data_type, tensor.dims, tensor.external)
             for tensor in ours.initializers
         ]
-        == [(t.name, t.data_type, tuple(t.dims), _places(t)) for t in tensors],
+        == [(t.name, t.data_type & _UNSIGNED, tuple(t.dims), _places(t)) for t in tensors],
         "other weights than onnx reads",
     )
     require(
