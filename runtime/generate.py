@@ -12,7 +12,11 @@ from shoal.graphs.errors import InputError
 from shoal.runtime.drafting.speculation import DraftStats, Speculation
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.engine.layer_state import too_long
-from shoal.runtime.sampling import SamplingOptions, choose_token, shown
+from shoal.runtime.sampling.limits import check_count
+from shoal.runtime.sampling.log_probs import TokenLogProbs, log_probs
+from shoal.runtime.sampling.mask import Allowed
+from shoal.runtime.sampling.options import SamplingOptions
+from shoal.runtime.sampling.sampler import Sampler
 from shoal.runtime.text.text_stream import StopFilter, TextStream
 from shoal.runtime.text.tokenizer import Tokenizer
 
@@ -32,10 +36,12 @@ class GenerateOptions:
     seed: int | None = None  # None: another result each time
     stop_tokens: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()  # texts
+    logprobs: int | None = None  # keep log-probabilities, and those of so many tokens beside
+    allowed: Allowed | None = None  # None: all tokens
 
     def __post_init__(self) -> None:
-        _check_count("max_new_tokens", self.max_new_tokens)
-        _check_count("seed", self.seed)
+        for name in ("max_new_tokens", "seed", "logprobs"):
+            check_count(name, getattr(self, name), optional=True)
 
 
 class Generation(Iterator[int]):
@@ -48,6 +54,7 @@ class Generation(Iterator[int]):
         context: what is read into; the common prefix with ``ids`` is kept.
         ids: the whole prompt.
         options: how to continue it.
+        vocab_size: of the model.
         tokenizer: needed for text and stop strings.
         progress: called while the prompt is read.
         speculation: decodes ``context`` with drafts; the tokens are the same.
@@ -58,6 +65,7 @@ class Generation(Iterator[int]):
         context: Context,
         ids: list[int],
         options: GenerateOptions,
+        vocab_size: int,
         tokenizer: Tokenizer | None,
         progress: PrefillProgress | None = None,
         speculation: Speculation | None = None,
@@ -76,12 +84,16 @@ class Generation(Iterator[int]):
         """Why the answer ended; None before it does."""
         self.stop_token: int | None = None
         """The stop token that ended the answer, if one did."""
+        self.logprobs: list[TokenLogProbs] | None = None if options.logprobs is None else []
+        """Log-probabilities of the tokens, if they were asked for."""
         self._context = context
         self._prompt = ids
         self._options = options
         self._progress = progress
         self._speculation = speculation
-        self._random = np.random.default_rng(options.seed)
+        self._sampler = Sampler(
+            options.sampling, ids, vocab_size, seed=options.seed, allowed=options.allowed
+        )
         self._stream = TextStream(tokenizer) if tokenizer is not None else None
         self._filter = StopFilter(options.stop)
         self._text = ""
@@ -95,10 +107,13 @@ class Generation(Iterator[int]):
             self.finish_reason = "context_full"
         if self.finish_reason is not None:
             raise self._end()
-        token = choose_token(self._next_logits(), options.sampling, self._random)
+        logits_W = self._next_logits()
+        token = self._sampler.choose(logits_W, self.tokens)
         if token in options.stop_tokens:
             self.finish_reason, self.stop_token = "stop_token", token
             raise self._end()
+        if self.logprobs is not None:
+            self.logprobs.append(log_probs(logits_W, token, options.logprobs or 0))
         self.tokens.append(token)
         if self._stream is not None:
             self._text += self._filter.push(self._stream.push(token))
@@ -158,10 +173,3 @@ class Generation(Iterator[int]):
         limit = self._options.max_new_tokens
         most_drafts = None if limit is None else limit - len(self.tokens) - 1
         return self._speculation.decode(self.tokens[-1], most_drafts)
-
-
-def _check_count(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise InputError(f"{name} must be an integer of at least 0 or None, found {shown(value)}")

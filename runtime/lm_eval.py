@@ -179,8 +179,8 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
         """Answers to prompts.
 
         Args:
-            requests: each with a prompt and options: ``until``, ``max_gen_toks``, ``do_sample`` and
-                those of sampling.
+            requests: each with a prompt and options: ``until``, ``max_gen_toks``, ``do_sample``,
+                those of sampling, penalties and ``logit_bias``.
             disable_tqdm: whether to hide progress.
 
         Raises:
@@ -208,7 +208,7 @@ class ShoalLM(TemplateLM):  # type: ignore[misc]
             raise InputError(
                 f"generation_kwargs: expected numbers as temperature and max_gen_toks: {error}"
             ) from error
-        options = answer_options(normal)
+        options = answer_options(normal, self.model.manifest.model.vocab_size)
         if options["max_new_tokens"] >= self.max_length:
             raise InputError(
                 f"max_gen_toks: expected less than the context of {self.max_length} tokens, found "

@@ -23,7 +23,9 @@ from shoal.runtime.engine.session import GraphSession, SessionSettings
 from shoal.runtime.engine.step import FloatArray, Routing
 from shoal.runtime.engine.token_ids import TokenIds, check_token, check_tokens
 from shoal.runtime.generate import GenerateOptions, Generation
-from shoal.runtime.sampling import SamplingOptions
+from shoal.runtime.sampling.bias import LogitBias
+from shoal.runtime.sampling.mask import Allowed
+from shoal.runtime.sampling.options import SamplingOptions
 from shoal.runtime.text.text_files import TextFiles
 
 if TYPE_CHECKING:
@@ -183,6 +185,12 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: LogitBias | None = None,
+        allowed: Allowed | None = None,
+        logprobs: int | None = None,
         seed: int | None = None,
         stop_tokens: Iterable[int] | None = None,
         stop: Sequence[str] = (),
@@ -199,6 +207,16 @@ class Model:
             top_k: sample among this many most likely tokens; 0 for all.
             top_p: sample among the most likely tokens whose probabilities add up to this.
             min_p: drop tokens less likely than this fraction of the most likely one.
+            presence_penalty: subtracted from the logits of tokens that are in the answer, -2 to 2.
+            frequency_penalty: subtracted once for each time they are, -2 to 2.
+            repetition_penalty: divides positive logits of tokens in the prompt or the answer, and
+                multiplies negative ones; 1 for none.
+            logit_bias: numbers from -100 to 100, by token id, that are added to logits.
+            allowed: tokens that may come, bool [W], or a function that returns them for the tokens
+                of the answer so far, which it must not change; stop tokens count among them.
+            logprobs: keep in ``Generation.logprobs`` how probable the model took each token for,
+                and that many of the most probable tokens beside it; 0 for the token alone, None for
+                nothing. Whatever the other options are, these are the model's own.
             seed: makes sampling repeatable.
             stop_tokens: tokens that end the answer; None for those of the model.
             stop: texts that end the answer; a special token's name stands for the token.
@@ -217,8 +235,17 @@ class Model:
         options = GenerateOptions(
             max_new_tokens=max_new_tokens,
             sampling=SamplingOptions(
-                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                repetition_penalty=repetition_penalty,
+                logit_bias={} if logit_bias is None else logit_bias,
             ),
+            logprobs=logprobs,
+            allowed=allowed,
             seed=seed,
             stop_tokens=self._stop_tokens(stop_tokens, texts),
             stop=texts,
@@ -227,7 +254,8 @@ class Model:
         context = self.new_context() if context is None else context
         tokenizer = self._text.tokenizer if self.has_tokenizer else None
         speculation = self.drafts.speculation(context, draft)
-        return Generation(context, tokens, options, tokenizer, progress, speculation)
+        vocab_size = self._info.vocab_size
+        return Generation(context, tokens, options, vocab_size, tokenizer, progress, speculation)
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None
@@ -256,6 +284,16 @@ class Model:
         """
         checked = [check_token(token, self._info.vocab_size) for token in ids]
         return self._text.tokenizer.decode(checked, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one token, which may be half a character.
+
+        Special tokens have their names; what a text begins with is not left out as in ``decode``.
+
+        Raises:
+            InputError: the bundle has no tokenizer, or the id is outside the vocabulary.
+        """
+        return self._text.tokenizer.token_bytes(check_token(token, self._info.vocab_size))
 
     def chat_ids(
         self,

@@ -65,9 +65,9 @@ WINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "model": ("bundle", "drafting", "engine", "generate", "sampling", "text"),
         "opening": ("bundle", "engine", "model"),
         "context_pool": ("engine", "model"),
-        "dialogue": ("engine", "generate", "model"),
+        "dialogue": ("engine", "generate", "model", "sampling"),
         "server": ("context_pool", "dialogue", "engine", "generate", "model"),
-        "bench": ("engine", "generate", "machine", "model", "opening"),
+        "bench": ("engine", "generate", "machine", "model", "opening", "sampling"),
         "evaluation": (
             "atomic_file",
             "engine",

@@ -8,6 +8,9 @@ FLOAT32_SUMS = 1e-5
 SAMPLING_PROBABILITY = 1e-12
 """Relative: float64 sums of up to a few thousand terms in different orders."""
 
+ADJUSTED_LOGITS = 1e-5
+"""Relative and absolute: float32 roundings of bias and penalties, whose sums may cancel out."""
+
 STORED_LOG_PROBABILITY = 5e-4
 """Nats: stored references hold log-probabilities in steps of 1/2048, so each is off by at most half
 of that, and their sum is brought back to 1."""

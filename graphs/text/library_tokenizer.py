@@ -61,6 +61,7 @@ class LibraryTokenizer:
             self._library.no_padding()
         self.special_ids = file.special
         self._growth, self._text_per_token = file.growth, file.text_per_token
+        self._added, self._token_bytes = file.added, file.token_bytes
         self._check_added(file.added)
 
     def encode(
@@ -94,6 +95,14 @@ class LibraryTokenizer:
         """Id of the token that is written exactly like this, None if there is none."""
         with library_faults(self._where, self._error, self._advice):
             return self._library.token_to_id(token)
+
+    def token_bytes(self, id_: int) -> bytes:
+        """Bytes of a token alone, which may be half a character; none for an id without a token."""
+        with library_faults(self._where, self._error, self._advice):
+            token = self._library.id_to_token(id_)
+        if token is None:
+            return b""
+        return token.encode() if token in self._added else self._token_bytes.of(token)
 
     def _check_added(self, added: dict[str, int]) -> None:
         """Refuse a file whose ids are not those that the library gives."""

@@ -21,6 +21,7 @@ from shoal.graphs.text.growth import (
     parts,
     pre_tokenizer_change,
 )
+from shoal.graphs.text.token_bytes import TokenBytes
 
 LONGEST_TOKENIZER_FILE = 64 << 20
 """Bytes of a tokenizer.json; the largest that are published have 33 MB."""
@@ -50,6 +51,7 @@ class TokenizerFile:
         text_per_token: Bytes of text that a token may stand for; None where there is no bound.
         added: Tokens added to the model's, and their ids.
         special: Those that are left out of decoded text, and their ids.
+        token_bytes: How tokens of the model's are spelled.
     """
 
     source: str
@@ -57,6 +59,7 @@ class TokenizerFile:
     text_per_token: int | None
     added: dict[str, int]
     special: dict[str, int]
+    token_bytes: TokenBytes
 
 
 def read_tokenizer_file(content: bytes) -> TokenizerFile:
@@ -94,6 +97,7 @@ def read_tokenizer_file(content: bytes) -> TokenizerFile:
         text_per_token=_text_per_token(file, changes, added),
         added=_ids(added),
         special=_ids(token for token in added if token.get("special") is True),
+        token_bytes=TokenBytes(decoder),
     )
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from shoal.graphs.errors import InputError
 from shoal.runtime.generate import GenerateOptions
-from shoal.runtime.sampling import SamplingOptions
+from shoal.runtime.sampling.bias import check_ids, read_bias
+from shoal.runtime.sampling.options import SamplingOptions
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-_KNOWN = ("until", "max_gen_toks", "do_sample", *_SAMPLING, "seed")
+_ALWAYS = ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
+_KNOWN = ("until", "max_gen_toks", "do_sample", *_SAMPLING, *_ALWAYS, "seed")
 
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
@@ -20,10 +22,7 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "early_stopping": (False,),
     "length_penalty": (1.0,),
     "diversity_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
     "no_repeat_ngram_size": (0,),
     "min_length": (0,),
     "min_new_tokens": (0,),
@@ -39,14 +38,15 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 """Values of other programs' options under which these do nothing; None is another, of all."""
 
 
-def answer_options(asked: dict[str, Any]) -> dict[str, Any]:
+def answer_options(asked: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     """What ``Model.generate`` is to be given for one request.
 
-    Everything is checked whether it is used or not: options of sampling are not, unless the task
-    samples.
+    Everything is checked whether it is used or not: temperature, top_k, top_p, min_p and seed are
+    not, unless the task samples. Penalties and bias change greedy answers too.
 
     Args:
         asked: as the harness's ``normalize_gen_kwargs`` returns them.
+        vocab_size: of the model.
 
     Raises:
         InputError: an option that a bundle does not have, or a value out of range.
@@ -57,12 +57,15 @@ def answer_options(asked: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(do_sample, bool):
         raise InputError(f"do_sample: expected true or false, found {do_sample!r:.60}")
     sampling = {"temperature": 1.0} | {k: options.pop(k) for k in _SAMPLING if k in options}
+    always = {k: options.pop(k) for k in _ALWAYS if k in options}
     seed = options.pop("seed", None)
     _refuse_others(options)
     # Its checks are what is wanted of it here.
-    GenerateOptions(max_new_tokens=limit, seed=seed, sampling=SamplingOptions(**sampling))
+    checked = SamplingOptions(**sampling, **always)
+    GenerateOptions(max_new_tokens=limit, seed=seed, sampling=checked)
+    check_ids(read_bias(checked.logit_bias), vocab_size)
     used = sampling | {"seed": seed} if do_sample else {}
-    return {"max_new_tokens": limit, "stop": stop, **used}
+    return {"max_new_tokens": limit, "stop": stop, **always, **used}
 
 
 def _stop_texts(until: list[Any]) -> tuple[str, ...]:

@@ -94,6 +94,10 @@ class Tokenizer:
         """Id of the token that is written exactly like this, None if there is none."""
         return self._library.token_id(token)
 
+    def token_bytes(self, id_: int) -> bytes:
+        """Bytes of a token alone, which may be half a character; none for an id without a token."""
+        return self._library.token_bytes(id_)
+
     def special_token_id(self, text: str) -> int | None:
         """Id of the special token ``text``, None if it is no special token."""
         return self._library.special_ids.get(text)

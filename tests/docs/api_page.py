@@ -49,6 +49,7 @@ SECTIONS = (
         names=("open_bundle", "Model", "Context", "evaluate", "end_on_lost_weights"),
         results=(
             ("shoal.runtime.generate", "Generation"),
+            ("shoal.runtime.sampling.log_probs", "TokenLogProbs"),
             ("shoal.runtime.engine.step", "Step"),
             ("shoal.runtime.engine.step", "Routing"),
             ("shoal.runtime.evaluation.results", "Evaluation"),

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from tests.tolerances import FLOAT32_LOGITS
 
 from shoal.graphs.errors import InputError
 from shoal.runtime import open_bundle
@@ -136,3 +137,93 @@ def test_a_prompt_longer_than_the_model_can_read_is_refused_at_once(model):
     limit = model.manifest.model.max_position_embeddings
     with pytest.raises(InputError, match=f"{limit + 1} tokens are more than the model's {limit}"):
         model.generate([5] * (limit + 1))
+
+
+def test_greedy_answers_with_penalties_are_those_of_the_definition(model, prompt):
+    bias, ids = {"65": 2.0, 66: -1.0}, list(prompt)
+    for _ in range(16):
+        logits = model.logits(ids)[-1].astype(np.float32)
+        logits[65] += np.float32(2.0)
+        logits[66] -= np.float32(1.0)
+        seen = np.unique(ids)
+        logits[seen] = np.where(
+            logits[seen] < 0, logits[seen] * np.float32(1.25), logits[seen] / np.float32(1.25)
+        )
+        counts = np.bincount(ids[len(prompt) :], minlength=len(logits)).astype(np.float32)
+        logits -= np.float32(0.5) * counts + np.float32(0.25) * (counts > 0)
+        ids.append(int(np.argmax(logits)))
+    options = {"presence_penalty": 0.25, "frequency_penalty": 0.5, "repetition_penalty": 1.25}
+    found = model.generate(prompt, max_new_tokens=16, stop_tokens=(), logit_bias=bias, **options)
+    assert list(found) == ids[len(prompt) :]
+    assert list(found) != list(model.generate(prompt, max_new_tokens=16, stop_tokens=()))
+
+
+def test_only_allowed_tokens_come(model, prompt):
+    vocab_size = model.manifest.model.vocab_size
+    even = np.arange(vocab_size) % 2 == 0
+    options = {"max_new_tokens": 20, "temperature": 1.0, "seed": 5, "stop_tokens": ()}
+    assert all(token % 2 == 0 for token in model.generate(prompt, allowed=even, **options))
+    asked = []
+
+    def alternate(tokens):
+        asked.append(list(tokens))
+        return even if len(tokens) % 2 == 0 else ~even
+
+    answer = list(model.generate(prompt, allowed=alternate, **options))
+    assert [token % 2 for token in answer] == [0, 1] * 10
+    assert asked == [answer[:length] for length in range(20)]
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_log_probabilities_are_the_models_own_whatever_decides(model, prompt, drafts):
+    generation = model.generate(
+        prompt,
+        max_new_tokens=12,
+        temperature=1.3,
+        seed=3,
+        top_k=40,
+        frequency_penalty=1.0,
+        logit_bias={70: 5.0},
+        logprobs=3,
+        draft=drafts,
+        stop_tokens=(),
+    )
+    tokens = list(generation)
+    assert [found.token for found in generation.logprobs] == tokens
+    rows = model.logits([*prompt, *tokens])[len(prompt) - 1 : -1].astype(np.float64)
+    for found, row in zip(generation.logprobs, rows, strict=True):
+        expected = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        np.testing.assert_allclose(found.logprob, expected[found.token], atol=FLOAT32_LOGITS)
+        assert [token for token, _ in found.top] == np.argsort(-row)[:3].tolist()
+        top = [value for _, value in found.top]
+        np.testing.assert_allclose(top, np.sort(expected)[::-1][:3], atol=FLOAT32_LOGITS)
+
+
+def test_without_asking_there_are_no_log_probabilities(model, prompt):
+    assert model.generate(prompt, max_new_tokens=1).logprobs is None
+    alone = model.generate(prompt, max_new_tokens=1, logprobs=0)
+    assert alone.logprobs == []
+    list(alone)
+    assert [found.top for found in alone.logprobs] == [()]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"logit_bias": {4096: 1}}, "logit_bias: token id 4096 is outside the vocabulary of 4096"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias of token 3 must be a number in -100..100"),
+        ({"presence_penalty": 3}, "presence_penalty must be a number in -2..2, found 3"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number in 0.01..100, found 0"),
+        ({"logprobs": -1}, "logprobs must be an integer of at least 0 or None, found -1"),
+        ({"logprobs": True}, "logprobs must be an integer of at least 0 or None, found True"),
+        ({"allowed": [1, 2]}, "allowed must be a bool array of 4096 tokens"),
+    ],
+    ids=str,
+)
+def test_what_no_sampler_can_do_is_refused_before_anything_is_computed(
+    model, prompt, wrong, message
+):
+    context = model.new_context()
+    with pytest.raises(InputError, match=message):
+        model.generate(prompt, context=context, **wrong)
+    assert context.position == 0

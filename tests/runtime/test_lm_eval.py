@@ -225,7 +225,11 @@ def test_chats_are_the_text_of_the_template_and_begin_once(
     ("options", "message"),
     [
         ({"num_beams": 4}, "found num_beams=4; leave these out"),
-        ({"repetition_penalty": 1.3}, "found repetition_penalty=1.3; leave these out"),
+        ({"no_repeat_ngram_size": 3}, "found no_repeat_ngram_size=3; leave these out"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number in 0.01..100, found 0"),
+        ({"presence_penalty": "x"}, "presence_penalty must be a number in -2..2, found 'x'"),
+        ({"logit_bias": [5]}, "logit_bias must be numbers by token id, as .42: -1.5., found"),
+        ({"logit_bias": {"4096": 1}}, "logit_bias: token id 4096 is outside the vocabulary"),
         ({"tempreature": 0.7, "n": 2}, "found n=2, tempreature=0.7; leave these out"),
         ({"top_p": 7}, "top_p must be a number in 0..1, found 7"),
         ({"seed": -1}, "seed must be an integer of at least 0 or None, found -1"),
@@ -276,6 +280,23 @@ def test_options_without_effect_are_taken(do_sample: bool, lm: ShoalLM) -> None:
     requests = [request("generate_until", PROMPTS[0], o) for o in (plain, plain | harmless)]
     found = lm.generate_until(requests, disable_tqdm=True)
     assert found[0] == found[1] != ""
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_penalties_and_bias_are_those_of_generate(
+    do_sample: bool, lm: ShoalLM, model: Model
+) -> None:
+    changes = {"repetition_penalty": 1.4, "frequency_penalty": 0.5, "logit_bias": {"70": 3}}
+    asked = {"until": [], "max_gen_toks": 12, "do_sample": do_sample} | changes
+    sampling = {"temperature": 1.0, "seed": 4} if do_sample else {}
+    (found,) = lm.generate_until(
+        [request("generate_until", PROMPTS[0], asked | sampling)], disable_tqdm=True
+    )
+    options: dict[str, Any] = changes | sampling
+    answer = model.generate(model.encode(PROMPTS[0]), max_new_tokens=12, **options)
+    assert found == "".join(answer.pieces())
+    plain = model.generate(model.encode(PROMPTS[0]), max_new_tokens=12, **sampling)  # type: ignore[arg-type]
+    assert found != "".join(plain.pieces())
 
 
 def test_a_model_without_bos_and_eos_is_told_what_a_text_begins_after(

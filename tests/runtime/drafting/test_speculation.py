@@ -22,7 +22,8 @@ from shoal.runtime.drafting.speculation import Speculation
 from shoal.runtime.engine.forward import Forward
 from shoal.runtime.engine.session import SessionSettings
 from shoal.runtime.engine.step import NO_TOKENS, Chunk
-from shoal.runtime.sampling import SamplingOptions, candidates, choose_token
+from shoal.runtime.sampling.draw import candidates, choose_token
+from shoal.runtime.sampling.options import SamplingOptions
 
 TEXTS = (
     "Once upon a time there was a fisherman who lived with his wife in a small house by the sea. "
@@ -64,6 +65,10 @@ def test_greedy_output_equals_plain_greedy_decoding(model, text, draft):
     assert generation.draft_stats is not None
 
 
+def odd_tokens_after_even_ones(tokens):
+    return np.arange(4096) % 2 == len(tokens) % 2
+
+
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_prompt_any_draft_and_any_sampler_give_the_plain_output(model, data):
@@ -72,6 +77,11 @@ def test_any_prompt_any_draft_and_any_sampler_give_the_plain_output(model, data)
         "temperature": data.draw(st.sampled_from([0.0, 0.3, 1.0, 2.0])),
         "top_k": data.draw(st.sampled_from([0, 1, 5])),
         "top_p": data.draw(st.sampled_from([1.0, 0.7])),
+        "presence_penalty": data.draw(st.sampled_from([0.0, 1.0])),
+        "frequency_penalty": data.draw(st.sampled_from([0.0, -0.3])),
+        "repetition_penalty": data.draw(st.sampled_from([1.0, 1.3])),
+        "logit_bias": data.draw(st.sampled_from([{}, {70: 3.0, 71: -100.0}])),
+        "allowed": data.draw(st.sampled_from([None, odd_tokens_after_even_ones])),
         "seed": data.draw(st.integers(0, 9)),
         "count": data.draw(st.integers(1, 50)),
     }
@@ -97,6 +107,17 @@ def test_drafts_come_true_and_steps_are_saved(trusting):
     assert stats.accepted[0] - stats.drafted[1] in (0, 1)
     assert stats.rounds + stats.plain_steps == 119 - sum(stats.accepted)
     assert stats.tokens_per_step() > 1.4
+
+
+def test_drafts_come_true_with_penalties_and_log_probabilities_are_the_same(trusting):
+    ids = trusting.encode(TEXTS[0])
+    options = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logprobs": 5, "seed": 2}
+    plain, drafted = (
+        generate(trusting, ids, 100, draft=draft, temperature=0.5, **options)[1] for draft in (0, 2)
+    )
+    assert drafted.tokens == plain.tokens
+    assert drafted.logprobs == plain.logprobs
+    assert sum(drafted.draft_stats.accepted) > 0
 
 
 def test_a_row_that_depends_on_the_step_ends_drafting_and_changes_nothing(model, monkeypatch):
@@ -344,8 +365,8 @@ def test_the_distribution_of_sampled_tokens_is_the_models():
         tokens, logits, _ = stub_tokens(2, seed, 250, options)
         np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
     for before in range(6):
-        ids, probabilities = candidates(logits[before], options)
-        expected = counts[before].sum() * probabilities
+        ids, weights = candidates(logits[before], options)
+        expected = counts[before].sum() * weights / weights.sum()
         statistic = ((counts[before][ids] - expected) ** 2 / expected).sum()
         # Chi-square with 5 degrees of freedom: exceeded once in 1000; the seeds are fixed.
         assert statistic < 20.5, f"after token {before}: {statistic:.1f}"
@@ -361,8 +382,8 @@ def test_the_distribution_of_the_tiny_model_is_unchanged_by_drafts(trusting):
     draft = trusting.drafts.start(plain).propose(plain.position, token, 1)[0]
     plain.decode(token)
     after_draft = plain.decode(draft)
-    ids_left, probabilities = candidates(after_draft, options)
-    counts = dict.fromkeys(ids_left.tolist(), 0)
+    ids_left, weights = candidates(after_draft, options)
+    counts = dict.fromkeys(map(int, ids_left), 0)
     for seed in range(300):
         context = base.fork()
         speculation = Speculation(
@@ -371,7 +392,7 @@ def test_the_distribution_of_the_tiny_model_is_unchanged_by_drafts(trusting):
         speculation.decode(token)
         logits = speculation.decode(draft)
         counts[choose_token(logits, options, np.random.default_rng(seed))] += 1
-    expected = 300 * probabilities
+    expected = 300 * weights / weights.sum()
     statistic = ((np.array(list(counts.values())) - expected) ** 2 / expected).sum()
     # Chi-square with at most 3 degrees of freedom: exceeded once in 1000; the seeds are fixed.
     assert statistic < 16.3, f"{statistic:.1f}"
