@@ -56,6 +56,31 @@ def probability_or_zero(text: str) -> float:
     return _number(text, float, "a number from 0 to 1", 0.0, 1.0)
 
 
+def penalty(text: str) -> float:
+    """Option type: a number from -2 to 2."""
+    return _number(text, float, "a number from -2 to 2", -2.0, 2.0)
+
+
+def repetition_penalty(text: str) -> float:
+    """Option type: a number from 0.01 to 100."""
+    return _number(text, float, "a number from 0.01 to 100", 0.01, 100.0)
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """Option type: a token id and a number from -100 to 100, with = between them."""
+    id_, _, number = text.partition("=")
+    allowed = "ID=X such as 42=-1.5 with X from -100 to 100"
+    return (
+        int(_number(id_, int, allowed, 0, 2**31 - 1)),
+        _number(number, float, allowed, -100.0, 100.0),
+    )
+
+
+def logprob_count(text: str) -> int:
+    """Option type: a whole number from 0 to 20."""
+    return int(_number(text, int, "a whole number from 0 to 20", 0, 20))
+
+
 def utf8_text(text: str) -> str:
     """Option type: text, which the shell has handed over in UTF-8."""
     try:

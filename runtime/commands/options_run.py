@@ -7,11 +7,15 @@ from pathlib import Path
 
 from shoal.runtime.commands.option_types import (
     draft_length,
+    logprob_count,
     non_negative_float,
     non_negative_int,
+    penalty,
     positive_int,
     probability,
     probability_or_zero,
+    repetition_penalty,
+    token_bias,
     utf8_text,
 )
 from shoal.runtime.commands.options_common import add_bundle, add_machine_options
@@ -36,6 +40,7 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
     _add_generation(verb)
     _add_requests(verb)
     _add_sampling(verb.add_argument_group("sampling"))
+    _add_penalties(verb.add_argument_group("before sampling"))
     _add_prompt_format(verb.add_argument_group("prompt format"))
     add_machine_options(verb)
 
@@ -135,6 +140,46 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="TEXT",
         help="end the answer before this text; may be given several times",
+    )
+
+
+def _add_penalties(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--presence-penalty",
+        type=penalty,
+        default=0.0,
+        metavar="X",
+        help="subtract X from the logits of tokens that are in the answer, -2 to 2 (default: 0)",
+    )
+    group.add_argument(
+        "--frequency-penalty",
+        type=penalty,
+        default=0.0,
+        metavar="X",
+        help="subtract X for each time that a token is in the answer, -2 to 2 (default: 0)",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=repetition_penalty,
+        default=1.0,
+        metavar="X",
+        help="divide positive logits of tokens in the prompt or the answer by X and multiply "
+        "negative ones (default: 1)",
+    )
+    group.add_argument(
+        "--logit-bias",
+        type=token_bias,
+        action="append",
+        default=[],
+        metavar="ID=X",
+        help="add X, from -100 to 100, to the logit of a token; may be given several times",
+    )
+    group.add_argument(
+        "--logprobs",
+        type=logprob_count,
+        metavar="N",
+        help="with --json: report the log-probability that the model gave each token, and those of "
+        "the N most likely ones, at most 20",
     )
 
 

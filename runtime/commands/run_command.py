@@ -39,6 +39,8 @@ def run_command(args: argparse.Namespace) -> int:
         if not loops:
             raise InputError("run --cap-new-tokens: expected --loop or --listen; give one of them")
         args.max_new_tokens = min(args.max_new_tokens, args.cap_new_tokens)
+    if args.logprobs is not None and not args.json:
+        raise InputError("run --logprobs: only --json can show them; give it too")
     if args.loop and args.listen is None and is_closed(sys.stdin):
         raise InputError("run --loop: stdin is closed; send lines to it, or listen with --listen")
     interactive = args.prompt is None and sys.stdin.isatty() and not loops

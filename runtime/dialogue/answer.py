@@ -10,6 +10,7 @@ from typing import Any
 from shoal.runtime.engine.context import Context, PrefillProgress
 from shoal.runtime.generate import Generation
 from shoal.runtime.model import Model
+from shoal.runtime.sampling.log_probs import TokenLogProbs
 
 Write = Callable[[str], object]
 """Takes the pieces of an answer, each as soon as it is decided."""
@@ -26,6 +27,7 @@ class Answer:
     new_tokens: int = 0
     computed_tokens: int = 0  # prompt tokens that were not in the context already
     interrupted: bool = False
+    logprobs: list[dict[str, Any]] | None = None  # JSON-ready, one for each token, if asked for
 
     def prompt_tokens_per_s(self) -> float:
         """Prompt tokens read per second."""
@@ -76,12 +78,14 @@ def stream_answer(
     answer.total_s = time.perf_counter() - answer.started_s
     answer.new_tokens = len(generation.tokens)
     answer.computed_tokens = generation.prompt_tokens - generation.reused_tokens
+    if generation.logprobs is not None:
+        answer.logprobs = [_logprob_report(model, found) for found in generation.logprobs]
     return answer, generation
 
 
 def answer_report(answer: Answer, generation: Generation) -> dict[str, Any]:
     """The answer as JSON-ready values."""
-    return {
+    report = {
         "text": answer.text,
         "token_ids": list(generation.tokens),
         "prompt_tokens": generation.prompt_tokens,
@@ -92,3 +96,14 @@ def answer_report(answer: Answer, generation: Generation) -> dict[str, Any]:
         "new_tokens_per_s": answer.new_tokens_per_s(),
         "drafts": None if generation.draft_stats is None else asdict(generation.draft_stats),
     }
+    return report if answer.logprobs is None else report | {"logprobs": answer.logprobs}
+
+
+def _logprob_report(model: Model, found: TokenLogProbs) -> dict[str, Any]:
+    """A token's log-probabilities; tokens are told by their bytes, as some are half a character."""
+    top = [_told(model, token, logprob) for token, logprob in found.top]
+    return _told(model, found.token, found.logprob) | {"top_logprobs": top}
+
+
+def _told(model: Model, token: int, logprob: float) -> dict[str, Any]:
+    return {"token_id": token, "bytes": list(model.token_bytes(token)), "logprob": logprob}

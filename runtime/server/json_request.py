@@ -8,12 +8,22 @@ from typing import Any
 
 from shoal.graphs.errors import InputError
 
-OPTIONS = frozenset({"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"})
+OPTIONS = frozenset(
+    {
+        "max_new_tokens",
+        *("temperature", "top_k", "top_p", "min_p", "seed"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+        *("stop", "logprobs"),
+    }
+)
 """Keys of a request that are options of ``Model.generate``."""
 
 MOST_STOPS = 16
 LONGEST_STOP = 256
 """Characters of a stop text: each token of an answer is compared with all of them."""
+
+MOST_LOGPROBS = 20
+"""Tokens whose log-probabilities may be asked for at each place of an answer."""
 
 LONGEST_ID = 256
 """Characters of an id, which is sent back."""
@@ -66,7 +76,7 @@ def check_request(request: dict[str, Any], most_new_tokens: int | None) -> None:
 
     Raises:
         InputError: there are unknown keys, both or none of prompt and messages, stop texts that are
-            none, too long or too many, or too many new tokens are asked for.
+            none, too long or too many, or too many new tokens or log-probabilities are asked for.
     """
     unknown = sorted(set(request) - _KEYS)
     if unknown:
@@ -80,6 +90,12 @@ def check_request(request: dict[str, Any], most_new_tokens: int | None) -> None:
     if not request.get("prompt", "x"):
         raise InputError("request: expected a prompt, found an empty one; send text")
     _check_stops(request.get("stop", []))
+    logprobs = request.get("logprobs", 0)
+    if isinstance(logprobs, int) and logprobs > MOST_LOGPROBS:
+        raise InputError(
+            f"request: logprobs must be at most {MOST_LOGPROBS}, found "
+            f"{json.dumps(logprobs)[:40]}; ask for fewer"
+        )
     wanted = request.get("max_new_tokens", 0)
     is_number = isinstance(wanted, int)  # others are refused by the model, but for null: no limit
     if most_new_tokens is not None and (wanted is None or (is_number and wanted > most_new_tokens)):

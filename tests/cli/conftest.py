@@ -56,6 +56,7 @@ class FakeGeneration:
     """Streams the prompt backwards, one character a token."""
 
     draft_stats = None
+    logprobs = None
 
     def __init__(
         self, ids: list[int], context: FakeContext, limit: int, progress: Callable[[int, int], None]

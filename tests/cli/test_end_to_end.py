@@ -51,6 +51,21 @@ def test_run_json_repeats_itself(int8_bundle: Path, capsys: pytest.CaptureFixtur
     assert texts[0] == texts[1]
 
 
+def test_run_json_tells_log_probabilities_and_applies_bias(
+    int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", str(int8_bundle), "--prompt", PROMPT, "--max-new-tokens", "4", "--json"]
+    assert main([*argv, "--logit-bias", "70=100", "--logprobs", "3"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["token_ids"] == [70] * 4
+    for found in report["logprobs"]:
+        assert found["token_id"] == 70
+        assert found["logprob"] < found["top_logprobs"][0]["logprob"] < 0
+        assert len(found["top_logprobs"]) == 3
+    assert main([*argv, "--logit-bias", "4096=1"]) == 1
+    assert "error: logit_bias: token id 4096 is outside" in capsys.readouterr().err
+
+
 def test_verify_accepts_a_fresh_bundle_and_names_a_changed_file(
     int8_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

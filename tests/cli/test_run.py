@@ -51,10 +51,44 @@ def test_prompt_streams_text_to_stdout_and_speed_to_stderr(
 def test_sampling_options_reach_the_model(base_model: Any) -> None:
     argv = ["run", "b", "--prompt", "abc", "--temperature", "0.5", "--top-k", "3", "--top-p"]
     argv += ["0.9", "--min-p", "0.1", "--seed", "7", "--stop", "x", "--stop", "y"]
-    argv += ["--draft", "auto"]
+    argv += ["--draft", "auto", "--presence-penalty", "1", "--frequency-penalty", "-0.5"]
+    argv += ["--repetition-penalty", "1.2", "--logit-bias", "5=-100", "--logit-bias", "6=1.5"]
+    argv += ["--json", "--logprobs", "2"]
     assert main(argv) == 0
-    expected = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "seed": 7}
+    expected: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "seed": 7,
+    }
+    expected |= {"presence_penalty": 1.0, "frequency_penalty": -0.5, "repetition_penalty": 1.2}
+    expected |= {"logit_bias": {5: -100.0, 6: 1.5}, "logprobs": 2}
     assert base_model.options == expected | {"stop": ("x", "y"), "draft": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--logit-bias", "5"], "expected ID=X such as 42=-1.5 with X from -100 to 100, found ''"),
+        (["--logit-bias=-1=2"], "with X from -100 to 100, found '-1'"),
+        (["--logit-bias", "5=nan"], "with X from -100 to 100, found 'nan'"),
+        (["--presence-penalty", "inf"], "expected a number from -2 to 2, found 'inf'"),
+        (["--repetition-penalty", "0"], "expected a number from 0.01 to 100, found '0'"),
+        (["--logprobs", "21"], "expected a whole number from 0 to 20, found '21'"),
+    ],
+    ids=str,
+)
+def test_options_before_sampling_out_of_range_are_refused(
+    argv: list[str], message: str, base_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "b", "--prompt", "abc", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_log_probabilities_need_json(base_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "b", "--prompt", "abc", "--logprobs", "2"]) == 1
+    assert "run --logprobs: only --json can show them" in capsys.readouterr().err
 
 
 def test_decoding_is_greedy_by_default(base_model: Any) -> None:

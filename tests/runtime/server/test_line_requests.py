@@ -21,6 +21,7 @@ class Spoken:
     """An answer that says the prompt, with a failure in it if one is wanted."""
 
     draft_stats = None
+    logprobs = None
     reused_tokens = 0
     finish_reason = "length"
 
@@ -155,6 +156,8 @@ def test_what_ends_the_process_or_the_connection_is_passed_on(
         (b'{"prompt": "x", "stop": ["%s"]}' % (b"s" * (LONGEST_STOP + 1)), "request: stop must be"),
         (b'{"prompt": "x", "stop": [%s"s"]}' % (b'"s",' * MOST_STOPS), "request: stop must be at"),
         (b'{"prompt": "x", "%s": 1}' % (b"k" * 100_000), "request: unknown key 'kkk"),
+        (b'{"prompt": "x", "logprobs": 21}', "request: logprobs must be at most 20, found 21"),
+        (b'{"prompt": "x", "logprobs": %s}' % (b"9" * 900), "request: logprobs must be at most 20"),
         (b"[" * 100_000, "line: expected JSON"),
         (b'{"a":' * 100_000, "line: expected JSON"),
     ],

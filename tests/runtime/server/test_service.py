@@ -176,6 +176,67 @@ def test_a_line_that_cannot_be_answered_gets_an_error_and_the_next_an_answer(
         assert ask(client, PROMPT.encode()) == continued(model, PROMPT)
 
 
+def test_a_request_may_ask_for_penalties_bias_and_log_probabilities(
+    in_json: Running, model: Model
+) -> None:
+    options: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "temperature": 1.0,
+        "seed": 4,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.5,
+        "logit_bias": {"70": 4.0},
+        "logprobs": 2,
+    }
+    generation = model.generate(model.encode(PROMPT), **options)
+    tokens = list(generation)
+    assert generation.logprobs is not None
+    expected = [
+        {
+            "token_id": found.token,
+            "bytes": list(model.token_bytes(found.token)),
+            "logprob": found.logprob,
+            "top_logprobs": [
+                {"token_id": token, "bytes": list(model.token_bytes(token)), "logprob": logprob}
+                for token, logprob in found.top
+            ],
+        }
+        for found in generation.logprobs
+    ]
+    with in_json.connect() as client:
+        reply = ask_json(client, {"prompt": PROMPT} | options)
+        assert reply["token_ids"] == tokens
+        assert reply["logprobs"] == expected
+        spelled = bytes(byte for found in reply["logprobs"] for byte in found["bytes"])
+        assert spelled.decode(errors="replace").strip() == reply["text"].strip()
+        assert "logprobs" not in ask_json(client, {"prompt": PROMPT, "max_new_tokens": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"logit_bias": {"4096": 1}}, "logit_bias: token id 4096 is outside the vocabulary of"),
+        ({"logit_bias": {"x": 1}}, "logit_bias must have token ids as keys, found 'x'"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias of token 5 must be a number in -100..100"),
+        ({"logit_bias": [5]}, "logit_bias must be numbers by token id"),
+        ({"presence_penalty": 1e300}, "presence_penalty must be a number in -2..2, found 1e+300"),
+        ({"frequency_penalty": None}, "frequency_penalty must be a number in -2..2, found None"),
+        ({"repetition_penalty": "2"}, "repetition_penalty must be a number in 0.01..100"),
+        ({"logprobs": True}, "logprobs must be an integer of at least 0 or None, found True"),
+        ({"logprobs": -1}, "logprobs must be an integer of at least 0 or None, found -1"),
+        ({"allowed": [1]}, "request: unknown key 'allowed'"),
+    ],
+    ids=str,
+)
+def test_what_no_sampler_can_do_is_answered_with_an_error(
+    options: dict[str, Any], error: str, in_json: Running
+) -> None:
+    with in_json.connect() as client:
+        reply = ask_json(client, {"id": 3, "prompt": PROMPT} | options)
+    assert reply["id"] == 3
+    assert reply["error"].startswith(error)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_json_line(in_json: Running, model: Model) -> None:
     request = {"prompt": PROMPT, "max_new_tokens": 3}
     with in_json.connect() as client:
