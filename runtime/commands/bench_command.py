@@ -13,6 +13,7 @@ from shoal.runtime.atomic_file import check_place
 from shoal.runtime.bench.batch import measure_batch
 from shoal.runtime.bench.board_report import board_report
 from shoal.runtime.bench.caches import SCORED_TOKENS, measure_cache_types
+from shoal.runtime.bench.sampling import measure_sampling
 from shoal.runtime.bench.speculate import measure_speculation
 from shoal.runtime.bench.speed import measure_decode, measure_prefill
 from shoal.runtime.commands.bench_tables import write_report
@@ -73,6 +74,8 @@ def _measure(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     found["prefill"] = measure_prefill(model, lengths, repeats, _say)
     depths = _fitting(model, args.depths, new_tokens)
     found["decode"] = measure_decode(model, depths, new_tokens, repeats, _say)
+    vocab_size = model.manifest.model.vocab_size
+    found["sampling"] = measure_sampling(vocab_size, repeats, _say)
     if args.batch:
         found["batch"] = measure_batch(model, args.batch, depths[0], new_tokens, repeats, _say)
     if args.speculate:

@@ -46,6 +46,7 @@ def write_report(report: dict[str, Any]) -> None:
             for row in report["decode"]
         ],
     )
+    _write_sampling(report["sampling"])
     if "batch" in report:
         _write_batch(report["batch"])
     if "speculation" in report:
@@ -68,6 +69,17 @@ def _memory_rows(memory: dict[str, dict[str, int | None]]) -> list[tuple[str, ..
         )
         for when, found in memory.items()
     ]
+
+
+def _write_sampling(rows: list[dict[str, Any]]) -> None:
+    sizes = sorted({row["vocab_size"] for row in rows})
+    ms = {(row["form"], row["vocab_size"]): f"{row['ms_per_token']:.3f}" for row in rows}
+    write_lines([""])
+    write_grid(
+        "Choosing a token (one core, least of the repeats, beside computing it)",
+        ("options", *(f"ms of {size} tokens" for size in sizes)),
+        [(form, *(ms[form, size] for size in sizes)) for form in dict.fromkeys(f for f, _ in ms)],
+    )
 
 
 def _write_batch(rows: list[dict[str, float]]) -> None:

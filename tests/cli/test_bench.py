@@ -20,6 +20,10 @@ def test_report_has_a_row_for_each_length_and_depth(
     assert [row["depth"] for row in report["decode"]] == [0, 8]
     assert set(report["memory"]) == {"before", "loaded", "after"}
     assert report["token_read_bytes"] == 520_000
+    sampling = report["sampling"]
+    assert {row["vocab_size"] for row in sampling} == {256, 129_280}
+    assert {row["form"] for row in sampling} > {"temperature 1", "everything"}
+    assert all(row["ms_per_token"] > 0 for row in sampling)
 
 
 def test_table_is_printed_without_json(base_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +31,7 @@ def test_table_is_printed_without_json(base_model: Any, capsys: pytest.CaptureFi
     captured = capsys.readouterr()
     assert "Prefill (median)" in captured.out
     assert "Memory" in captured.out
+    assert "ms of 129280 tokens" in captured.out
     assert "bench: decode at depth 0" in captured.err
 
 
