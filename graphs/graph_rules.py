@@ -131,6 +131,7 @@ def _problems(graph: GraphFile, manifest: Manifest) -> Iterator[str]:
         yield f"has {len(graph.nodes)} nodes, expected at most {most_nodes}"
     for node in graph.nodes:
         yield from _node_problems(node)
+    yield from _value_problems(graph)
     yield from _function_problems(graph)
     embedding, vocab_size = manifest.tensors.get(str(EMBEDDING)), manifest.model.vocab_size
     if embedding is not None and embedding.shape[0] != vocab_size:
@@ -178,6 +179,22 @@ def _fits_plain(node: Node, plain: _PlainOp) -> bool:
         and node.attributes.keys() <= set(plain.attributes)
         and not any(isinstance(value, Reference | Tensor) for value in node.attributes.values())
     )
+
+
+def _value_problems(graph: GraphFile) -> Iterator[str]:
+    """Every value is made once and before it is used, so that there is no cycle."""
+    made = {tensor.name for tensor in graph.initializers} | {port.name for port in graph.inputs}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name and name not in made:
+                yield f"uses {_shown(name)} before it is made"
+        for name in node.outputs:
+            if name in made:
+                yield f"makes {_shown(name)} twice"
+            made.add(name)
+    for port in graph.outputs:
+        if port.name not in made:
+            yield f"does not make its output {_shown(port.name)}"
 
 
 def _function_problems(graph: GraphFile) -> Iterator[str]:

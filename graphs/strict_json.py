@@ -20,7 +20,7 @@ def strict_json(content: str | bytes) -> Any:
     text = content if isinstance(content, str) else content.decode("utf-8")
     value = json.loads(
         text,
-        object_pairs_hook=_object_without_duplicates,
+        object_pairs_hook=object_without_duplicates,
         parse_constant=_refuse_constant,
         parse_float=_finite,
     )
@@ -29,7 +29,12 @@ def strict_json(content: str | bytes) -> Any:
     return value
 
 
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for ``object_pairs_hook``.
+
+    Raises:
+        ValueError: it has a key twice.
+    """
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from shoal.graphs.errors import InputError
+from shoal.graphs.strict_json import object_without_duplicates
 
 OPTIONS = frozenset(
     {
@@ -40,7 +41,13 @@ def read_object(text: str) -> dict[str, Any]:
         InputError: there is none, or a number in it is none that JSON has.
     """
     try:
-        request = json.loads(text, parse_constant=_no_number, parse_float=_float, parse_int=_int)
+        request = json.loads(
+            text,
+            object_pairs_hook=object_without_duplicates,
+            parse_constant=_no_number,
+            parse_float=_float,
+            parse_int=_int,
+        )
     except InputError:
         raise
     except (ValueError, RecursionError) as error:

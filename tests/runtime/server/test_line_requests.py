@@ -150,6 +150,7 @@ def test_what_ends_the_process_or_the_connection_is_passed_on(
         (b'{"prompt": "x", "temperature": NaN}', "line: expected JSON, which has no NaN"),
         (b'{"prompt": "x", "id": -Infinity}', "line: expected JSON, which has no -Infinity"),
         (b'{"id": NaN, "prompt": "x"}', "line: expected JSON, which has no NaN"),
+        (b'{"prompt": "x", "prompt": "y"}', "line: expected JSON such as"),
         (b'{"prompt": "x", "id": 1e999}', "is too large"),
         (b'{"prompt": "x", "id": {}}', "request: id must be a text or a number"),
         (b'{"prompt": "x", "id": "%s"}' % (b"i" * (LONGEST_ID + 1)), "request: id must be a text"),
