@@ -25,6 +25,7 @@ from shoal.graphs.errors import BundleError
 from shoal.graphs.manifest import Manifest, TensorInfo
 from shoal.graphs.onnx_file import (
     FLOAT,
+    INT64,
     UINT8,
     Function,
     GraphFile,
@@ -43,6 +44,7 @@ MAX_GRAPH_BYTES = 256 << 20
 """Far above what the largest model needs: a layer takes about 20 kB."""
 
 _MAX_CONSTANT_BYTES = 4096
+_CONSTANT_ITEM_BYTES = {FLOAT: 4, INT64: 8}
 _NODES_PER_LAYER = 512  # some 60 are needed; onnxruntime takes minutes over chains of many nodes
 _SHOAL = "shoal::"
 _TYPES = {"int": int, "float": float, "string": str}
@@ -142,8 +144,8 @@ def _problems(graph: GraphFile, manifest: Manifest) -> Iterator[str]:
         yield "has an initializer twice"
     for tensor in graph.initializers:
         if tensor.external is None:
-            if not 0 < len(tensor.data) <= _MAX_CONSTANT_BYTES:
-                yield f"has a constant of {len(tensor.data)} bytes"
+            if not _is_constant(tensor):
+                yield f"has a constant of {len(tensor.data)} bytes that no export writes"
         elif not _is_in_place(tensor, manifest.tensors.get(tensor.name)):
             yield f"does not take {_shown(tensor.name)} from where the manifest says it is"
 
@@ -228,6 +230,12 @@ def _has_our_body(function: Function, spec: OpSpec, attributes: Mapping[str, Att
 def body_digest(function: Function) -> str:
     """Tells the nodes of a function from any others."""
     return hashlib.sha256(repr(function.nodes).encode()).hexdigest()[:32]
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether a tensor in the graph has a known type, as many bytes as its shape says, and few."""
+    size = math.prod(tensor.dims) * _CONSTANT_ITEM_BYTES.get(tensor.data_type, 0)
+    return 0 < size == len(tensor.data) <= _MAX_CONSTANT_BYTES and min(tensor.dims, default=0) >= 0
 
 
 def _is_in_place(tensor: Tensor, info: TensorInfo | None) -> bool:

@@ -141,6 +141,11 @@ def _swap_places(model: onnx.ModelProto) -> None:
     a.value, b.value = b.value, a.value
 
 
+def _add_constant(model: onnx.ModelProto, **changes: Any) -> None:
+    tensor = {"name": "odd", "data_type": 1, "dims": [1], "raw_data": bytes(4)}
+    model.graph.initializer.append(TensorProto(**(tensor | changes)))
+
+
 def _put_nowhere(model: onnx.ModelProto, name: str) -> None:
     """A place for data that ONNX does not know, which onnx leaves unread."""
     tensor = next(t for t in model.graph.initializer if t.name == name)
@@ -184,6 +189,9 @@ CHANGES: list[Callable[[onnx.ModelProto], object]] = [
     lambda m: m.graph.sparse_initializer.add(),
     lambda m: m.graph.initializer.append(m.graph.initializer[0]),
     lambda m: m.graph.initializer.append(helper.make_tensor("big", 1, [2000], [0.0] * 2000)),
+    lambda m: _add_constant(m, dims=[1 << 62]),
+    lambda m: _add_constant(m, dims=[-1, -1]),
+    lambda m: _add_constant(m, data_type=8),
     lambda m: setattr(_external(m, "norm.weight")["location"], "value", "other.bin"),
     lambda m: setattr(_external(m, "norm.weight")["location"], "value", "../weights.bin"),
     lambda m: setattr(_external(m, "norm.weight")["offset"], "value", "0"),
