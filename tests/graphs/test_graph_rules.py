@@ -142,7 +142,7 @@ def _swap_places(model: onnx.ModelProto) -> None:
 
 
 def _add_constant(model: onnx.ModelProto, **changes: Any) -> None:
-    tensor = {"name": "odd", "data_type": 1, "dims": [1], "raw_data": bytes(4)}
+    tensor: dict[str, Any] = {"name": "odd", "data_type": 1, "dims": [1], "raw_data": bytes(4)}
     model.graph.initializer.append(TensorProto(**(tensor | changes)))
 
 
