@@ -14,3 +14,8 @@ def bounded(text: str) -> str:
     if len(text) <= LONGEST_MESSAGE:
         return text
     return text[: LONGEST_MESSAGE - _END - len(_CUT)] + _CUT + text[-_END:]
+
+
+def bounded_line(text: str) -> str:
+    """A message in one line, whatever it holds, cut as ``bounded`` does."""
+    return bounded(" ".join(text.split()))

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from shoal.graphs.errors import InputError, ShoalError
 from shoal.graphs.input_files import LONGEST_TEXT
+from shoal.graphs.panics import is_panic
 from shoal.graphs.text.fields import FieldError, one_line
 from shoal.graphs.text.tokenizer_file import read_tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-_PANIC_MODULE = "pyo3_runtime"
 _USUAL_GROWTH = 16
 _FEWEST_BYTES = 64 << 20  # of what a text becomes before it is cut into tokens
 _QUICK_BYTES = 1 << 16  # a text of as many is encoded in a blink
@@ -156,8 +156,7 @@ def library_faults(where: Path, error: type[ShoalError], advice: str) -> Iterato
     except (ShoalError, MemoryError):
         raise
     except BaseException as fault:
-        is_panic = type(fault).__module__ == _PANIC_MODULE
-        if not isinstance(fault, Exception) and not is_panic:
+        if not isinstance(fault, Exception) and not is_panic(fault):
             raise  # Ctrl-C
         reason = one_line(str(fault)) or type(fault).__name__
         raise error(

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from shoal.graphs.errors import ShoalError
-from shoal.graphs.message_length import bounded
+from shoal.graphs.message_length import bounded, bounded_line
 from shoal.runtime.commands.options import build_parser
 from shoal.runtime.console.streams import (
     is_closed,
@@ -132,7 +132,7 @@ def _fail(line: str, debug: bool = False, code: int = EXIT_FAILED) -> int:
 
 def _write_line(text: str) -> None:
     """One line, whatever the message holds."""
-    write_message(bounded(" ".join(text.split())))
+    write_message(bounded_line(text))
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import traceback
 
 from shoal.graphs.errors import InputError, ShoalError
-from shoal.graphs.message_length import bounded
-
-_PANICS = "pyo3_runtime"
+from shoal.graphs.message_length import bounded_line
+from shoal.graphs.panics import is_panic
 
 
 class ClientGone(Exception):
@@ -15,13 +14,10 @@ class ClientGone(Exception):
 
 
 def ends_only_its_request(error: BaseException) -> bool:
-    """Whether others can still be served: not where whoever asked is gone, or the process ends.
-
-    A panic in a library written in Rust is no ``Exception``, but ends no more than one call of it.
-    """
+    """Whether others can still be served: not where whoever asked is gone, or the process ends."""
     if isinstance(error, ClientGone):
         return False
-    return isinstance(error, Exception) or type(error).__module__ == _PANICS
+    return isinstance(error, Exception) or is_panic(error)
 
 
 def answer_to(error: BaseException, number: int) -> str:
@@ -35,7 +31,7 @@ def answer_to(error: BaseException, number: int) -> str:
             f"request {number} failed ({_name(error)}: {error}); this is a bug in shoal: report it "
             "with what was sent"
         )
-    return _short_line(text)
+    return bounded_line(text)
 
 
 def log_of(error: BaseException) -> str:
@@ -43,7 +39,7 @@ def log_of(error: BaseException) -> str:
     if isinstance(error, InputError):
         return "refused"
     if isinstance(error, ShoalError):
-        return _short_line(f"failed: {error}")
+        return bounded_line(f"failed: {error}")
     if isinstance(error, MemoryError):
         return "failed: out of memory"
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -52,7 +48,3 @@ def log_of(error: BaseException) -> str:
 
 def _name(error: BaseException) -> str:
     return type(error).__name__
-
-
-def _short_line(text: str) -> str:
-    return bounded(" ".join(text.split()))
